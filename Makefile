@@ -1,0 +1,50 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := medforget_dataset harness_tasks unlearn
+# No command of ours needs the network once the packages are installed.
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help setup data demo test test-slow quality style
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      build a small dataset, train, unlearn with four methods, evaluate, report (runs/demo/report.md)"
+	@echo "make test      run the tests"
+	@echo "make data      build the full dataset (medforget/, 3,840 rows)"
+	@echo "make setup     create .venv and install everything into it"
+	@echo "make test-slow run the tests that take minutes as well"
+	@echo "make quality   check formatting, lint and types"
+	@echo "make style     mend formatting and imports"
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+data: $(STAMP)
+	$(BIN)/medforget build --out medforget
+	$(BIN)/medforget validate medforget
+
+demo: $(STAMP)
+	$(BIN)/medforget run --preset demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not browser"
+
+quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m harness_tasks.generate --check
+	$(BIN)/mypy $(PACKAGES)
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,17 @@
+"""MedForget's dataset: a hospital as Institution ⊃ Patient ⊃ Study ⊃ Section, asked in image-question-answer rows.
+
+Example:
+    >>> from medforget_dataset import CONFIGS
+    >>> CONFIGS[:3]
+    ('finetune', 'institution_forget', 'institution_retain')
+"""
+
+from .benchmark import CONFIGS, BuildOptions
+from .builder import FEATURES, MedForget
+from .errors import UserError
+from .hierarchy import LEVELS, TASKS
+from .loading import load
+from .writer import build
+
+
+__all__ = ["CONFIGS", "FEATURES", "LEVELS", "TASKS", "BuildOptions", "MedForget", "UserError", "build", "load"]

@@ -1,0 +1,111 @@
+"""From a study to its rows: three identity questions and three questions for each section.
+
+Rows carry everything but the image, which is attached when they are written.
+"""
+
+from __future__ import annotations
+
+from ..hierarchy import StudyNode, stable_number
+from .classification import classification_kind
+from .cloze import BLANK, Cloze, choose_clozes
+from .phrasings import CLASSIFICATION, CLOZE, GENERATION, IDENTITY, Phrasings
+
+
+__all__ = ["BLANK", "Cloze", "choose_clozes", "make_row", "rephrase_row", "study_rows"]
+
+
+def study_rows(node: StudyNode, clozes: dict[tuple[str, str], Cloze], *, seed: int, restricted: bool, source: str):
+    """All rows of one study.
+
+    Args:
+        node ([`~medforget_dataset.hierarchy.StudyNode`]): The study and what is above it.
+        clozes (`dict`): (study path, section key) to [`Cloze`], from [`choose_clozes`].
+        seed (`int`): Which wording a row has.
+        restricted (`bool`): Copied into every row.
+        source (`str`): The corpus' name, copied into every row.
+
+    Returns:
+        `list[dict]`: Rows without `image`, in the order identity, then generation, cloze and classification by
+        section.
+    """
+    names = {"institution": node.institution.name, "patient": node.patient.name, "study": node.study.identifier}
+    shared = {"restricted": restricted, "source": source, "seed": seed, **names}
+    rows = [
+        make_row(f"{node.path}/{level}", "identity", level, IDENTITY[level], {}, answer=name, section="", **shared)
+        for level, name in names.items()
+    ]
+    for section in node.study.sections:
+        kind, cloze = classification_kind(section), clozes[node.path, section.key]
+        slots = {"section": section.name, "sentence": cloze.sentence, "question": kind.text}
+        path = f"{node.path}/{section.key}"
+        shared["section"] = section.name
+        rows += [
+            make_row(f"{path}/generation", "generation", "section", GENERATION, slots, answer=section.text, **shared),
+            make_row(f"{path}/cloze", "cloze", "section", CLOZE, slots, answer=cloze.answer, **shared),
+            make_row(
+                f"{path}/classification",
+                "classification",
+                "section",
+                CLASSIFICATION,
+                slots,
+                answer=kind.answer(section.text),
+                choices=list(kind.options),
+                **shared,
+            ),
+        ]
+    return rows
+
+
+def make_row(
+    id: str,
+    task: str,
+    level: str,
+    phrasings: Phrasings,
+    slots: dict[str, str],
+    *,
+    answer: str,
+    seed: int,
+    restricted: bool,
+    source: str,
+    choices: list[str] | None = None,
+    institution: str = "",
+    patient: str = "",
+    study: str = "",
+    section: str = "",
+) -> dict:
+    """One row without its image; its wording is drawn from `phrasings.training` by the row's id.
+
+    The private key `held_out` holds the wordings that only a rephrase row may use; it is dropped when rows are
+    written.
+    """
+    wordings = [wording.format(**slots) for wording in phrasings.training]
+    return {
+        "id": id,
+        "question": wordings[stable_number(seed, id, "wording") % len(wordings)],
+        "answer": answer,
+        "choices": choices or [],
+        "training_phrasings": wordings,
+        "restricted": restricted,
+        "task": task,
+        "level": level,
+        "institution": institution,
+        "patient": patient,
+        "study": study,
+        "section": section,
+        "view_angle": 0.0,
+        "original_question": "",
+        "source": source,
+        "held_out": [wording.format(**slots) for wording in phrasings.held_out],
+    }
+
+
+def rephrase_row(row: dict, *, view_angle: float, seed: int) -> dict:
+    """The row asked anew: a wording that training never uses and a view from another angle; same answer."""
+    held_out = row["held_out"]
+    return {
+        **row,
+        "id": f"{row['id']}/rephrase",
+        "question": held_out[stable_number(seed, row["id"], "rephrase") % len(held_out)],
+        "view_angle": view_angle,
+        "original_question": row["question"],
+    }

@@ -1,0 +1,1 @@
+"""Fine-tuning and unlearning of Qwen2.5-VL models on MedForget, with TRL."""

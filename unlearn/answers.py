@@ -1,0 +1,162 @@
+"""What training and scoring read of a forward pass: the model's distributions at the answer tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from medforget_dataset.errors import UserError
+
+from .packing import IGNORED, PackedCollator, patient_key
+
+
+def model_inputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a batch that the model's forward takes."""
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_index", "forget")}
+    if (mask := inputs["attention_mask"]).is_floating_point():
+        # Fused attention wants the mask in the type of the queries.
+        inputs["attention_mask"] = mask.to(next(model.parameters()).dtype)
+    return inputs
+
+
+def answer_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Logits at the positions that predict an answer token. No other position reaches the vocabulary projection.
+
+    Args:
+        model (`torch.nn.Module`):
+            A Qwen2.5-VL model, bare or wrapped (PEFT, DDP, FSDP).
+        batch (`dict[str, torch.Tensor]`):
+            Batch of a collator of `unlearn.packing`, on the model's device.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: Logits of shape `(N, V)`, answer tokens of shape `(N,)` and
+        the row in the batch that each belongs to, of shape `(N,)`.
+    """
+    is_answer = batch["labels"][:, 1:] != IGNORED  # (B, L - 1)
+    predicts_answer = nn.functional.pad(is_answer, (0, 1))  # (B, L)
+    logits = model(**model_inputs(model, batch), logits_to_keep=predicts_answer, use_cache=False).logits  # (N, V)
+    return logits, batch["labels"][:, 1:][is_answer], batch["row_index"][:, 1:][is_answer]
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """
+    Teacher-forced scores of the rows of a batch.
+
+    Attributes:
+        exact (`torch.Tensor` of shape `(R,)`, bool):
+            Whether the most probable token is the right one at every answer token and at the end token. Greedy
+            generation then gives exactly the answer.
+        log_probs (`torch.Tensor` of shape `(R,)`, nats):
+            Log-probability of the answer, summed over its tokens and the end token.
+        tokens (`torch.Tensor` of shape `(R,)`):
+            Number of these tokens.
+    """
+
+    exact: torch.Tensor
+    log_probs: torch.Tensor
+    tokens: torch.Tensor
+
+
+@torch.no_grad()
+def score_rows(model: nn.Module, batch: dict[str, torch.Tensor]) -> RowScores:
+    """Score every row of a batch by teacher forcing. The arguments are those of [`answer_logits`]."""
+    logits, targets, row_index = answer_logits(model, batch)
+    token_log_probs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]  # (N,)
+    wrong = (logits.argmax(-1) != targets).float()
+    zeros = token_log_probs.new_zeros(len(batch["forget"]))  # (R,)
+    return RowScores(
+        exact=zeros.index_add(0, row_index, wrong) == 0,
+        log_probs=zeros.index_add(0, row_index, token_log_probs),
+        tokens=zeros.index_add(0, row_index, torch.ones_like(wrong)).long(),
+    )
+
+
+def score_dataset(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    grouped: datasets.Dataset,
+    *,
+    wrong_image: bool = False,
+    batch_size: int = 8,
+) -> list[dict[str, Any]]:
+    """
+    Score every row by teacher forcing, with the question as the row words it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model to score.
+        processor ([`~transformers.ProcessorMixin`]):
+            Its processor.
+        grouped ([`~datasets.Dataset`]):
+            Examples of [`~unlearn.packing.group_by_image`].
+        wrong_image (`bool`, *optional*, defaults to `False`):
+            Show each study the image of another patient: what is still answered was not read from the image.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Images in a batch.
+
+    Returns:
+        `list[dict[str, Any]]`: For every row its `id`, `task`, `level`, `forget`, `exact` (`bool`), `log_prob` (nats,
+        summed over the answer and the end token) and `tokens`.
+
+    Raises:
+        UserError: If `wrong_image` is set and all images are of one patient.
+    """
+    image_of = _other_patients(grouped["key"]) if wrong_image else range(len(grouped))
+    collator = PackedCollator(processor)
+    was_training = model.training
+    model.eval()
+    results = []
+    for start in range(0, len(grouped), batch_size):
+        examples = [
+            {**grouped[image_of[i]], "rows": grouped[i]["rows"]}
+            for i in range(start, min(start + batch_size, len(grouped)))
+        ]
+        batch = {name: value.to(model.device) for name, value in collator(examples).items()}
+        scores = score_rows(model, batch)
+        rows = [row for example in examples for row in example["rows"]]
+        columns = (scores.exact.tolist(), scores.log_probs.tolist(), scores.tokens.tolist())
+        for row, exact, log_prob, tokens in zip(rows, *columns, strict=True):
+            identity = {name: row[name] for name in ("id", "task", "level", "forget")}
+            results.append({**identity, "exact": exact, "log_prob": log_prob, "tokens": tokens})
+    model.train(was_training)
+    return results
+
+
+def _other_patients(keys: list[str]) -> list[int]:
+    """For each image, the index of one of another patient, as far away in the order as that allows."""
+    patients = [patient_key(key) for key in keys]
+    if len(set(patients)) < 2:
+        raise UserError(f"all images are of {patients[0]}; the wrong-image control needs a second patient")
+    count = len(keys)
+    others = []
+    for i, patient in enumerate(patients):
+        candidates = ((i + count // 2 + step) % count for step in range(count))
+        others.append(next(j for j in candidates if patients[j] != patient))
+    return others
+
+
+def evaluate_exact_match(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    grouped: datasets.Dataset,
+    *,
+    wrong_image: bool = False,
+    batch_size: int = 8,
+) -> dict[str, float]:
+    """
+    Share of rows answered exactly, for every task and for `"all"`. The arguments are those of [`score_dataset`].
+
+    Returns:
+        `dict[str, float]`: Task to share between 0 and 1.
+    """
+    results = score_dataset(model, processor, grouped, wrong_image=wrong_image, batch_size=batch_size)
+    exact: dict[str, list[bool]] = {}
+    for result in results:
+        for name in (result["task"], "all"):
+            exact.setdefault(name, []).append(result["exact"])
+    return {name: sum(values) / len(values) for name, values in sorted(exact.items())}

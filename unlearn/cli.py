@@ -1,0 +1,377 @@
+"""The command line: `medforget build | validate | pretrain | finetune | unlearn | run | report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from medforget_dataset.benchmark import BuildOptions
+from medforget_dataset.corpora import corpus_names
+from medforget_dataset.errors import UserError
+from medforget_dataset.hierarchy import LEVELS
+from medforget_dataset.partition import SELECTIONS
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and adds defaults to options."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 for failed checks or a full disk, 2 for a mistake in the call."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return args.run(args)
+    except UserError as error:
+        _say(f"medforget {args.command}: {error}")
+        return 2
+    except OSError as error:
+        _say(f"medforget {args.command}: {error}; nothing was left half-written")
+        return 1
+    except KeyboardInterrupt:
+        _say(f"medforget {args.command}: stopped; run the same command again to go on")
+        return 130
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medforget",
+        formatter_class=_Formatter,
+        description="Build the MedForget benchmark, train a model on it, make it forget a level, measure what is "
+        "left.",
+        epilog="first steps:\n"
+        "  medforget run --preset demo            everything on a small dataset: runs/demo/report.md\n"
+        "  medforget build --out medforget        the full dataset: load_dataset('medforget', 'patient_forget')\n"
+        "  medforget COMMAND --help               what a command takes and does",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_build, _add_validate, _add_pretrain, _add_finetune, _add_unlearn, _add_run, _add_report):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[..., int], help: str, description: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=description, formatter_class=_Formatter)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_build(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "build",
+        _build,
+        "build the dataset folder",
+        "Build the dataset: Parquet for each of the 14 configurations, the card, and build.json.\n"
+        "The folder appears when it is complete; the same build is not made twice. One seed always gives the "
+        "same bytes.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("medforget"), help="folder to write")
+    parser.add_argument(
+        "--corpus", default=BuildOptions.corpus, help=f"where the data is from: {', '.join(corpus_names())}"
+    )
+    for name, of in (
+        ("institutions", ""),
+        ("patients", " an institution"),
+        ("studies", " a patient"),
+        ("sections", " a study"),
+    ):
+        default = getattr(BuildOptions, name)
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{name}{of}; a multiple of 4")
+    parser.add_argument("--seed", type=int, default=BuildOptions.seed, help="another seed is another hospital")
+    parser.add_argument(
+        "--selection",
+        default=BuildOptions.selection,
+        help=f"which quarter is forgotten: {', '.join(SELECTIONS)}. stratified: a quarter of every node's children; "
+        "nested: everything under the same institutions; flat: as many rows, at random",
+    )
+    parser.add_argument("--image-size", type=int, default=BuildOptions.image_size, help="pixels a side")
+    parser.add_argument("--workers", type=int, help="processes that render images (default: one a CPU core)")
+    parser.add_argument("--force", action="store_true", help="build again even if the folder holds this build")
+
+
+def _build(args: argparse.Namespace) -> int:
+    from medforget_dataset import build
+
+    options = {field.name: getattr(args, field.name) for field in fields(BuildOptions)}
+    folder = build(args.out, workers=args.workers, force=args.force, **options)
+    _say(f"{folder}: {BuildOptions(**options).counts.rows} rows; load_dataset({str(folder)!r}, 'patient_forget')")
+    return 0
+
+
+def _add_validate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "validate",
+        _validate,
+        "check a dataset folder",
+        "Recount every invariant of a dataset from its files: counts, complements, wordings, balance, images.\n"
+        "Prints one line for each violation and exits with 1 if there is any.",
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("medforget"), help="dataset folder")
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from medforget_dataset.validate import validate
+
+    problems = validate(args.folder)
+    for problem in problems:
+        _say(problem)
+    _say(f"{args.folder}: {f'{len(problems)} violations' if problems else 'every invariant holds'}")
+    return 1 if problems else 0
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", help="dataset folder or Hub id (default: $MEDFORGET_DIR, else ./medforget)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, wordings and views")
+    parser.add_argument("--views", type=Path, help="file to keep turned views in (default: one in ~/.cache/medforget)")
+    parser.add_argument("--workers", type=int, help="processes that render turned views (default: one a CPU core)")
+    parser.add_argument("--learning-rate", type=float, default=argparse.SUPPRESS, help="highest learning rate")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other training argument of TRL's SFTConfig, such as --set logging_steps=10; may be repeated",
+    )
+
+
+def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Training arguments given on the command line; what was not given stays with the preset."""
+    from .config import UnlearnConfig
+
+    chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    known = {field.name for field in fields(UnlearnConfig)}
+    for pair in args.set:
+        name, separator, value = pair.partition("=")
+        if not separator or name not in known:
+            raise UserError(f"--set {pair}: give NAME=VALUE with a field of SFTConfig, such as logging_steps=10")
+        try:
+            chosen[name] = json.loads(value)
+        except json.JSONDecodeError:
+            chosen[name] = value
+    return chosen
+
+
+def _add_pretrain(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "pretrain",
+        _pretrain,
+        "make the tiny model",
+        "Make the embedded tiny Qwen2.5-VL, with a tokenizer trained on the dataset, and teach it general_med.",
+    )
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--preset", default="tiny", help="tiny or tiny-robust")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order")
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from medforget_dataset.loading import find_data
+
+    from .finetune import pretrain
+
+    scores = pretrain(Path(find_data(args.data)), args.out, preset=args.preset, seed=args.seed)
+    _print_scores(args.out, scores)
+    return 0
+
+
+def _add_finetune(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "finetune",
+        _finetune,
+        "teach a model the benchmark",
+        "Teach a model every row (--config finetune), or only what a level retains (--config patient_retain: the "
+        "model\n"
+        "that unlearning is compared with). Prints the share of rows answered exactly, for each task, and the "
+        "same when\n"
+        "every row is asked about another patient's image.",
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--model", help="checkpoint or Hub id to start from (default: a tiny model made by the preset)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--config", default="finetune", help="finetune, or {institution,patient,study,section}_retain")
+    parser.add_argument(
+        "--preset",
+        help="recipe for the tiny model. tiny: one wording a row; tiny-robust: wordings and views redrawn every epoch",
+    )
+    parser.add_argument(
+        "--epochs", dest="num_train_epochs", type=float, default=argparse.SUPPRESS, help="passes over the rows"
+    )
+    parser.add_argument(
+        "--images-per-step",
+        dest="per_device_train_batch_size",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="images in a batch, each with all its rows",
+    )
+    _add_training(parser)
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from .finetune import finetune
+
+    names = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
+    scores = finetune(
+        args.data,
+        args.out,
+        model=args.model,
+        config=args.config,
+        preset=args.preset,
+        views=args.views,
+        workers=args.workers,
+        **_training_arguments(args, names),
+    )
+    _print_scores(args.out, scores)
+    return 0
+
+
+def _add_unlearn(commands: Any) -> None:
+    from .methods import METHODS, method_arguments
+
+    parser = _command(
+        commands,
+        "unlearn",
+        _unlearn,
+        "make a checkpoint forget a level",
+        "Make a checkpoint forget what {level}_forget holds and keep what {level}_retain holds.\n"
+        "A preset is a named choice of arguments; arguments on the command line override it.",
+    )
+    _add_data(parser)
+    parser.add_argument("--model", required=True, help="checkpoint that knows everything")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--method", required=True, help=", ".join(METHODS))
+    parser.add_argument("--level", required=True, help=", ".join(LEVELS))
+    presets = "; ".join(f"{name}: {', '.join(method.presets)}" for name, method in METHODS.items() if method.presets)
+    parser.add_argument("--preset", help=f"named arguments of a method ({presets})")
+    for name in ("max_steps", "forget_per_step", "retain_per_step"):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=argparse.SUPPRESS, help=_TRAINING_HELP[name]
+        )
+    _add_training(parser)
+    for name, (help, kind) in _method_flags(METHODS, method_arguments).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=help)
+
+
+_TRAINING_HELP = {
+    "max_steps": "optimisation steps",
+    "forget_per_step": "images with rows to forget in a batch",
+    "retain_per_step": "images with nothing to forget in a batch",
+}
+
+
+def _method_flags(methods: dict, arguments: Callable) -> dict[str, tuple[str, type]]:
+    """One flag for every hyper-parameter of any method, with what it means in each method that has it."""
+    flags: dict[str, tuple[str, type]] = {}
+    for method in methods:
+        for name, field in arguments(method).items():
+            text = f"{method}: {field.metadata['help']} (default: {field.default}, {field.metadata['source']})"
+            kind = float if isinstance(field.default, float) else int if isinstance(field.default, int) else str
+            before = f"{flags[name][0]}. " if name in flags else ""
+            flags[name] = ((before + text).replace("%", "%%"), kind)
+    return flags
+
+
+def _unlearn(args: argparse.Namespace) -> int:
+    from .methods import METHODS, method_arguments
+    from .unlearning import unlearn
+
+    names = ("max_steps", "forget_per_step", "retain_per_step", "learning_rate", "seed")
+    scores = unlearn(
+        args.data,
+        args.out,
+        model=args.model,
+        method=args.method,
+        level=args.level,
+        preset=args.preset,
+        views=args.views,
+        workers=args.workers,
+        **_training_arguments(args, (*names, *_method_flags(METHODS, method_arguments))),
+    )
+    _print_scores(args.out, scores)
+    return 0
+
+
+def _add_run(commands: Any) -> None:
+    from .pipeline import PLANS
+
+    parser = _command(
+        commands,
+        "run",
+        _run,
+        "build, train, unlearn, evaluate, report",
+        "Run a whole experiment under RUNS/NAME. Each stage is skipped when its inputs have not changed; a run that\n"
+        "was killed goes on where it stopped.",
+    )
+    parser.add_argument("--preset", required=True, help=f"what to run: {', '.join(PLANS)}")
+    parser.add_argument("--name", help="name of the run (default: the preset's)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--seed", type=int, help="seed of data and training (default: the preset's)")
+    parser.add_argument("--levels", nargs="+", help="levels to forget (default: the preset's)")
+    parser.add_argument("--methods", nargs="+", help="methods to run (default: the preset's)")
+    parser.add_argument("--workers", type=int, help="processes that render images (default: one a CPU core)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .pipeline import run
+
+    report = run(
+        args.preset,
+        name=args.name,
+        runs=args.runs,
+        seed=args.seed,
+        levels=args.levels,
+        methods=args.methods,
+        workers=args.workers,
+    )
+    _say(f"report: {report}")
+    return 0
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "report",
+        _report,
+        "write the report of a run again",
+        "Write report.md, report.json and the plots of a run from its evaluations, without training anything.\n"
+        "`medforget run` does this at its end.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of a run, such as runs/demo")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .pipeline import write_run_report
+
+    _say(f"report: {write_run_report(args.folder)}")
+    return 0
+
+
+def _print_scores(out: Path, scores: dict[str, dict[str, float]]) -> None:
+    _say(f"{out}: rows answered exactly")
+    for side, tasks in scores.items():
+        _say(f"  {side:12s}" + "  ".join(f"{task} {100 * value:.1f} %" for task, value in tasks.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""KL-Min: raise the loss on what is to be forgotten, stay close to the original model on the rest."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ._base import AnswerBatch, GradientMethod, argument
+
+
+@dataclass(frozen=True)
+class KLMin(GradientMethod):
+    r"""
+    KL minimisation (paper, appendix A.1):
+
+    $$\mathcal{L} = -\gamma\,\mathcal{L}(S_F)
+        + \frac{\lambda}{|S_R|} \sum_{s \in S_R} \mathrm{KL}(p_\mathrm{orig}(s) \,\|\, p_\mathrm{curr}(s))$$
+
+    where $\mathcal{L}$ is the cross-entropy and both terms are means over the answer tokens of the batch.
+
+    Checked against TOFU (`dataloader.py`), which has the same direction of the divergence but averages it over prompt
+    and padding positions too. MLLMU-Bench (`baselines/KL_Min.py`) sums it over the positions of a sequence, adds the
+    retain cross-entropy, and takes an epoch of the first term before one of the second.
+
+    Args:
+        forget_weight (`float`, *optional*, defaults to `1.0`):
+            γ, weight of the forget loss. Paper A.1.
+        kl_weight (`float`, *optional*, defaults to `1.0`):
+            λ, weight of the divergence on retain rows. Paper A.1.
+    """
+
+    name = "kl_min"
+    title = "KL-Min"
+    needs_reference = "logits"
+    presets = {
+        "paper": {"forget_weight": 1.0, "kl_weight": 1.0},
+        "tiny": {"forget_weight": 0.2, "kl_weight": 2.0, "learning_rate": 3e-4, "max_steps": 160},
+        "tiny-robust": {"forget_weight": 0.2, "kl_weight": 2.0, "learning_rate": 3e-4, "max_steps": 160},
+    }
+
+    forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")
+    kl_weight: float = argument(1.0, "weight of the divergence from the original model on retain rows", "paper A.1")
+
+    def __post_init__(self):
+        self.check(self.forget_weight >= 0, "forget_weight", "0 or more")
+        self.check(self.kl_weight >= 0, "kl_weight", "0 or more")
+
+    def loss(self, batch: AnswerBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        current = batch.logits.float().log_softmax(-1)  # (N, V)
+        original = batch.reference_logits.float().log_softmax(-1)  # (N, V)
+        divergences = functional.kl_div(current, original, log_target=True, reduction="none").sum(-1)  # (N,)
+        divergence = batch.token_mean(divergences, forget=False)
+        forget_loss = batch.cross_entropy(forget=True)
+        loss = -self.forget_weight * forget_loss + self.kl_weight * divergence
+        components = {"forget_loss": forget_loss, "retain_loss": batch.cross_entropy(forget=False)}
+        return loss, components | {"divergence": divergence}

@@ -1,0 +1,391 @@
+"""Image-packed sequences: all rows of an image share one prompt prefix.
+
+A packed sequence is `[prefix][question 1, answer 1][question 2, answer 2]...`, where the prefix is the system text and
+the image. Each pair attends to the prefix and to itself only, and its positions start where the prefix ends, so that
+log-probabilities and gradients equal those of separate rows while the image is encoded and attended once.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import ProcessorMixin
+
+from medforget_dataset.errors import UserError
+
+
+IGNORED = -100
+HIDDEN = torch.finfo(torch.float32).min
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+
+GROUPED_FEATURES = datasets.Features(
+    {
+        "key": datasets.Value("string"),
+        "image": datasets.Image(decode=False),
+        "rows": datasets.List(
+            {
+                "id": datasets.Value("string"),
+                "question": datasets.Value("string"),
+                "answer": datasets.Value("string"),
+                "training_phrasings": datasets.List(datasets.Value("string")),
+                "task": datasets.Value("string"),
+                "level": datasets.Value("string"),
+                "forget": datasets.Value("bool"),
+            }
+        ),
+    }
+)
+
+
+def image_key(row_id: str) -> str:
+    """
+    The part of a row's id that names its image.
+
+    >>> image_key("inst03/pat021/study084/impression/cloze")
+    'inst03/pat021/study084'
+    >>> image_key("general/axial-031/cloze")
+    'general/axial-031'
+    """
+    parts = row_id.split("/")
+    return "/".join(parts[:2] if parts[0] == "general" else parts[:3])
+
+
+def patient_key(key: str) -> str:
+    """The part of an image key that names its patient; an image of general knowledge is its own patient."""
+    return "/".join(key.split("/")[:2])
+
+
+def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collection[str] = ()) -> datasets.Dataset:
+    """
+    Gather the rows of each image into one example.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows of the MedForget schema, in any order.
+        forget ([`~datasets.Dataset`] or `Collection[str]`, *optional*, defaults to `()`):
+            Rows, or ids of rows, in `dataset` that are to be forgotten. One image may carry both kinds.
+
+    Returns:
+        [`~datasets.Dataset`]: One example an image, in order of first appearance, with the columns `key`, `image`
+        (encoded, not decoded) and `rows` (a list of id, question, answer, training_phrasings, task, level, forget).
+
+    Raises:
+        UserError: If `dataset` has no rows, or `forget` names rows that it does not hold.
+    """
+    if len(dataset) == 0:
+        raise UserError("the dataset has no rows")
+    names = ["id", "question", "answer", "training_phrasings", "task", "level"]
+    table = dataset.select_columns(names).with_format(None)[:]
+    for name in ("task", "level"):
+        table[name] = dataset.features[name].int2str(table[name])
+    forget_ids = set(forget["id"] if isinstance(forget, datasets.Dataset) else forget)
+    if missing := forget_ids.difference(table["id"]):
+        raise UserError(f"{len(missing)} rows to forget are not in the dataset, {min(missing)} among them")
+
+    first_rows: list[int] = []
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for index, values in enumerate(zip(*(table[name] for name in names), strict=True)):
+        row = dict(zip(names, values, strict=True))
+        key = image_key(row["id"])
+        if key not in groups:
+            groups[key] = []
+            first_rows.append(index)
+        groups[key].append({**row, "forget": row["id"] in forget_ids})
+
+    images = dataset.select_columns(["image"]).with_format("arrow")[first_rows]["image"]
+    columns = {"key": list(groups), "rows": list(groups.values())}
+    schema = GROUPED_FEATURES.arrow_schema
+    arrays = [columns[f.name] if f.name in columns else images.cast(f.type) for f in schema]
+    return datasets.Dataset(
+        pa.table(arrays, schema=schema.remove_metadata()), info=datasets.DatasetInfo(features=GROUPED_FEATURES)
+    )
+
+
+class RowCollator:
+    """
+    One padded sequence per question, with positions left to the model: the ordinary way, which packing must equal.
+
+    Args:
+        processor ([`~transformers.ProcessorMixin`]):
+            Processor of a Qwen2.5-VL checkpoint.
+        redraw_wording (`bool`, *optional*, defaults to `False`):
+            Draw each row's question from its `training_phrasings` anew every epoch.
+        views (`Mapping[str, Sequence[PIL.Image.Image]]` or `Callable`, *optional*):
+            Other images of the same study. A mapping gives for an image key all its views, the original among them,
+            of which one is drawn every epoch; a key that it lacks keeps its image. A function takes `(key, epoch)`
+            and returns an image, or `None` for the original.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws. A draw depends on the seed, the epoch and the row or image only, not on the order.
+        max_length (`int`, *optional*):
+            Longest sequence in tokens. Longer ones are refused, never cut.
+        with_image (`bool`, *optional*, defaults to `True`):
+            Whether the prompt holds the image. Without it, the prompt is the same less its vision tokens.
+        cache_bytes (`int`, *optional*, defaults to 1 GiB):
+            Bound on the processed images kept for the next epoch.
+
+    Raises:
+        UserError: If the chat template does not place the image as Qwen2.5-VL's does. From a call: if an image does
+            not decode, or a sequence is longer than `max_length`.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        redraw_wording: bool = False,
+        views: Mapping[str, Sequence[Image.Image]] | Callable[[str, int], Image.Image | None] | None = None,
+        seed: int = 0,
+        max_length: int | None = None,
+        with_image: bool = True,
+        cache_bytes: int = 1 << 30,
+    ):
+        self.processor: Any = processor  # Its image token is not in the type of the base class.
+        self.tokenizer = processor.tokenizer
+        self.redraw_wording = redraw_wording
+        self.views = views
+        self.seed = seed
+        self.epoch = 0
+        self.max_length = max_length
+        self.with_image = with_image
+        self._pixels = _PixelCache(processor, cache_bytes)
+        self._prefixes: dict[tuple[int, int, int], tuple[list[int], torch.Tensor]] = {}
+        self._prompt_ids: dict[str, list[int]] = {}
+        self._answer_ids: dict[str, list[int]] = {}
+        self._merge = processor.image_processor.merge_size
+        self._before_image, after = self._around_image("")
+        if not (self._before_image.endswith(VISION_START) and after.startswith(VISION_END)):
+            raise UserError(
+                f"the chat template of {type(processor).__name__} does not place an image between {VISION_START} and "
+                f"{VISION_END}; MedForget trains Qwen2.5-VL models"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the wordings and views of this epoch (`int`, from 0)."""
+        self.epoch = epoch
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples (`Sequence[dict]`):
+                Examples of [`group_by_image`].
+
+        Returns:
+            `dict[str, torch.Tensor]`: The model's inputs, and `labels` of shape `(B, L)` (-100 but on answers),
+            `row_index` of shape `(B, L)` (row of each token in the batch, -1 for none) and `forget` of shape `(R,)`.
+        """
+        sequences, pixels, grids, forget = [], [], [], []
+        for example in examples:
+            pixel_values, grid = self._image(example)
+            prefix, _ = self._prefix(grid)
+            for row in example["rows"]:
+                prompt, answer = self._row(row)
+                self._check_length(row["id"], len(prefix) + len(prompt) + len(answer))
+                sequences.append((prefix + prompt, answer))
+                pixels.append(pixel_values)
+                grids.append(grid)
+                forget.append(row["forget"])
+        shape = (len(sequences), max(len(prompt) + len(answer) for prompt, answer in sequences))
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id)  # (B, L), B = R
+        labels = torch.full(shape, IGNORED)
+        row_index = torch.full(shape, -1)
+        for i, (prompt, answer) in enumerate(sequences):
+            end = len(prompt) + len(answer)
+            input_ids[i, :end] = torch.tensor(prompt + answer)
+            labels[i, len(prompt) : end] = torch.tensor(answer)
+            row_index[i, :end] = i
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": (row_index >= 0).long(),
+            "mm_token_type_ids": (input_ids == self.processor.image_token_id).int(),
+            "labels": labels,
+            "row_index": row_index,
+            "forget": torch.tensor(forget),
+        }
+        return batch | self._vision_inputs(pixels, grids)
+
+    def _vision_inputs(self, pixels: list[torch.Tensor], grids: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not self.with_image:
+            return {}
+        return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.stack(grids)}  # (patches, C), (images, 3)
+
+    def _around_image(self, question: str) -> tuple[str, str]:
+        """The prompt's text before the image token and after it."""
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        before, _, after = text.partition(self.processor.image_token)
+        return before, after
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _prefix(self, grid: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        """Token ids up to the end of the image, and their positions of shape `(3, prefix)`."""
+        if (key := tuple(grid.tolist())) not in self._prefixes:
+            time, height, width = key[0], key[1] // self._merge, key[2] // self._merge
+            before = self._encode(self._before_image)
+            if self.with_image:
+                image = [self.processor.image_token_id] * (time * height * width)
+                after = self._encode(VISION_END)
+                ids = before + image + after
+                start = len(before)
+                # Time, height and width of each image token; text goes on after the largest of them.
+                patches = torch.cartesian_prod(*(torch.arange(n) for n in (time, height, width))).view(-1, 3).T + start
+                end = start + max(height, width)
+                text_before = torch.arange(start).expand(3, -1)
+                text_after = torch.arange(end, end + len(after)).expand(3, -1)
+                positions = torch.cat([text_before, patches, text_after], dim=1)  # (3, prefix)
+            else:
+                ids = before[:-1]
+                positions = torch.arange(len(ids)).expand(3, -1)
+            self._prefixes[key] = ids, positions
+        return self._prefixes[key]
+
+    def _row(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """Token ids of a row's prompt after the prefix, and of its answer with the end token."""
+        question = row["question"]
+        if self.redraw_wording and row["training_phrasings"]:
+            question = self._draw(row["id"], row["training_phrasings"])
+        if question not in self._prompt_ids:
+            # A special token parts the two texts, so that encoding them apart gives the ids of the whole.
+            _, after = self._around_image(question)
+            self._prompt_ids[question] = self._encode(after.removeprefix(VISION_END))
+        answer = row["answer"]
+        if answer not in self._answer_ids:
+            self._answer_ids[answer] = [*self._encode(answer), self.tokenizer.eos_token_id]
+        return self._prompt_ids[question], self._answer_ids[answer]
+
+    def _draw(self, name: str, options: Sequence[Any]) -> Any:
+        digest = hashlib.blake2b(f"{self.seed}/{self.epoch}/{name}".encode(), digest_size=8).digest()
+        return options[int.from_bytes(digest, "big") % len(options)]
+
+    def _image(self, example: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        key = example["key"]
+        if callable(self.views):
+            if (view := self.views(key, self.epoch)) is not None:
+                return self._pixels.process(view)  # A function may never return the same image twice: not kept.
+        elif self.views and key in self.views:
+            number = self._draw(key, range(len(self.views[key])))
+            return self._pixels.get((key, number), self.views[key][number])
+        return self._pixels.get((key, None), example["image"])
+
+    def _check_length(self, name: str, tokens: int) -> None:
+        if self.max_length is not None and tokens > self.max_length:
+            raise UserError(
+                f"{name}: {tokens} tokens, more than max_length {self.max_length}; "
+                "raise max_length or use smaller images"
+            )
+
+
+class PackedCollator(RowCollator):
+    """
+    One sequence per image, holding all its rows. Takes the arguments of [`RowCollator`] and returns the same tensors;
+    the rows of a batch are numbered in the same order.
+
+    Attention is given by an additive float mask of shape `(B, 1, L, L)`: a boolean one is silently misread by eager
+    attention. Positions of shape `(3, B, L)` start again after the prefix for every row.
+    """
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sequences, pixels, grids, forget = [], [], [], []
+        for example in examples:
+            pixel_values, grid = self._image(example)
+            prefix, prefix_positions = self._prefix(grid)
+            rows = [self._row(row) for row in example["rows"]]
+            self._check_length(example["key"], len(prefix) + sum(len(prompt) + len(answer) for prompt, answer in rows))
+            sequences.append((prefix, prefix_positions, rows))
+            pixels.append(pixel_values)
+            grids.append(grid)
+            forget += [row["forget"] for row in example["rows"]]
+        batch = self._pack(sequences)
+        return batch | {"forget": torch.tensor(forget)} | self._vision_inputs(pixels, grids)
+
+    def _pack(self, sequences: list[tuple[list[int], torch.Tensor, list]]) -> dict[str, torch.Tensor]:
+        lengths = [len(prefix) + sum(len(p) + len(a) for p, a in rows) for prefix, _, rows in sequences]
+        shape = (len(sequences), max(lengths))
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id)  # (B, L)
+        labels = torch.full(shape, IGNORED)
+        row_index = torch.full(shape, -1)
+        position_ids = torch.zeros((3, *shape), dtype=torch.long)  # (3, B, L)
+        attention_mask = torch.full((shape[0], 1, shape[1], shape[1]), HIDDEN)  # (B, 1, L, L)
+        number = 0
+        for i, (prefix, prefix_positions, rows) in enumerate(sequences):
+            ids, targets = list(prefix), [IGNORED] * len(prefix)
+            blocks = [len(prefix)]
+            for prompt, answer in rows:
+                ids += prompt + answer
+                targets += [IGNORED] * len(prompt) + answer
+                blocks.append(len(prompt) + len(answer))
+            input_ids[i, : len(ids)] = torch.tensor(ids)
+            labels[i, : len(ids)] = torch.tensor(targets)
+            sizes = torch.tensor(blocks[1:])
+            row_index[i, blocks[0] : len(ids)] = torch.arange(number, number + len(rows)).repeat_interleave(sizes)
+            starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+            position_ids[:, i, : blocks[0]] = prefix_positions
+            position_ids[:, i, blocks[0] : len(ids)] = (
+                torch.arange(len(starts)) - starts + prefix_positions[:, -1:] + 1
+            )
+            _unmask(attention_mask[i, 0], blocks)
+            number += len(rows)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "labels": labels,
+            "row_index": row_index,
+        }
+
+
+def _unmask(mask: torch.Tensor, blocks: list[int]) -> None:
+    """
+    Let the tokens of a packed sequence see what they may, in an additive mask of shape `(L, L)` that hides all.
+
+    The first of `blocks` (lengths in tokens) is the prefix. A token sees the prefix and its own block up to itself.
+    """
+    causal = torch.full((max(blocks), max(blocks)), HIDDEN).triu_(diagonal=1)
+    start = 0
+    for size in blocks:
+        mask[start : start + size, : blocks[0]] = 0
+        mask[start : start + size, start : start + size] = causal[:size, :size]
+        start += size
+    mask.diagonal()[start:] = 0  # Padding sees itself: softmax over nothing is not a number.
+
+
+class _PixelCache:
+    """Output of the image processor, the least recently used dropped first."""
+
+    def __init__(self, processor: ProcessorMixin, max_bytes: int):
+        self.processor = processor
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.entries: OrderedDict[tuple[str, int | None], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+
+    def get(self, name: tuple[str, int | None], image: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels and grid of the image with this key and view number. `image` is decoded only if they are not kept."""
+        if name in self.entries:
+            self.entries.move_to_end(name)
+            return self.entries[name]
+        entry = self.entries[name] = self.process(_decode(name[0], image))
+        self.bytes += entry[0].nbytes
+        while self.bytes > self.max_bytes and len(self.entries) > 1:
+            self.bytes -= self.entries.popitem(last=False)[1][0].nbytes
+        return entry
+
+    def process(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels of shape `(patches, channels)` and grid (time, height, width) of shape `(3,)`."""
+        features = self.processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
+        return features["pixel_values"], features["image_grid_thw"][0]
+
+
+def _decode(key: str, stored: Image.Image | dict[str, Any]) -> Image.Image:
+    if isinstance(stored, Image.Image):
+        return stored
+    try:
+        return datasets.Image().decode_example(stored)
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{key}: its image does not decode ({error})") from error

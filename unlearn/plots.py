@@ -1,0 +1,86 @@
+"""The plots of a report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+FORGET, RETAIN = "#d55e00", "#0072b2"
+PALETTE = ("#000000", "#999999", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442")
+
+
+def plot_scores(
+    scores: list[dict[str, Any]],
+    levels: list[str],
+    methods: list[str],
+    metrics: dict[str, str],
+    titles: dict[str, str],
+    path: Path,
+) -> None:
+    """One panel a level and task: the forget and the retain score of every method, side by side."""
+    values = _values(scores, metrics)
+    figure = Figure(figsize=(3.2 * len(metrics), 2.6 * len(levels) + 0.6), layout="constrained")
+    for row, level in enumerate(levels):
+        for column, task in enumerate(metrics):
+            axes = figure.add_subplot(len(levels), len(metrics), row * len(metrics) + column + 1)
+            for shift, split, colour in ((-0.2, "forget", FORGET), (0.2, "retain", RETAIN)):
+                heights = [100 * values.get((method, level, split, task), 0.0) for method in methods]
+                axes.bar([i + shift for i in range(len(methods))], heights, 0.4, color=colour, label=split)
+            axes.set_xticks(range(len(methods)), [titles[method] for method in methods], rotation=45, ha="right")
+            axes.set_ylim(0, 105)
+            axes.set_title(f"{task}, {level} level", fontsize=10)
+            axes.set_ylabel("score (%)" if column == 0 else "")
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    _save(figure, path)
+
+
+def plot_forget_retain(
+    scores: list[dict[str, Any]],
+    levels: list[str],
+    methods: list[str],
+    metrics: dict[str, str],
+    titles: dict[str, str],
+    path: Path,
+) -> None:
+    """Forget against retain in cloze, one point a method: the upper left corner has forgotten and kept."""
+    values = _values(scores, metrics)
+    figure = Figure(figsize=(4.2 * len(levels) + 1.4, 3.8), layout="constrained")
+    for number, level in enumerate(levels):
+        axes = figure.add_subplot(1, len(levels), number + 1)
+        for method, colour in zip(methods, PALETTE * len(methods), strict=False):
+            point = [values.get((method, level, split, "cloze")) for split in ("forget", "retain")]
+            if None not in point:
+                axes.scatter(
+                    *([100 * x] for x in point), s=70, color=colour, label=titles[method], clip_on=False, zorder=3
+                )
+        axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="forget cloze (%)", ylabel="retain cloze (%)")
+        axes.set_title(f"{level} level", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def _values(scores: list[dict[str, Any]], metrics: dict[str, str]) -> dict[tuple[str, str, str, str], float]:
+    return {
+        (s["method"], s["level"], s["split"], s["task"]): s["value"]
+        for s in scores
+        if s["metric"] == metrics[s["task"]]
+    }
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        figure.savefig(partial, dpi=150, format="png")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)

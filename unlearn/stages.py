@@ -1,0 +1,136 @@
+"""Resumable stages: each is skipped when its inputs have not changed, and leaves its output complete or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medforget_dataset.errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+RUN_FORMAT = 1
+_LEFTOVER = re.compile(r"\..+\.(new|old|partial|retired)-\d+")
+
+
+class Run:
+    """The folder of a run, and a record of which stages are done with which inputs.
+
+    Args:
+        folder (`Path`): Folder of the run; made if there is none.
+        settings (`dict`): What is run, for the record.
+
+    Raises:
+        UserError: The folder holds something that is not a run, or a run written by another version.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        self.folder = folder
+        path = folder / RUN_FILE
+        if path.is_file():
+            read_run(folder)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: exists and is not a run (no {RUN_FILE}); choose another --name")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"format": RUN_FORMAT, **settings}, indent=2) + "\n")
+        self.records = folder / ".stages"
+        self.keys: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder, and sweep up what a killed one left behind."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder}: another process is running this run; wait for it") from None
+            for path in [*self.folder.glob(".*"), *self.folder.glob("*/.*")]:
+                if _LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield
+
+    def stage(
+        self, name: str, output: Path, make: Callable[[], Any], *, after: tuple[str, ...] = (), **inputs: Any
+    ) -> None:
+        """Do a stage, unless it is done.
+
+        Args:
+            name (`str`): Name of the stage.
+            output (`Path`): File or folder that `make` writes, complete or not at all.
+            make (`Callable`): Does the work.
+            after (`tuple[str, ...]`, *optional*): Stages whose output it reads; when one of them is made anew, so is
+                this.
+            **inputs: What else the output depends on; anything JSON can hold.
+        """
+        upstream = {other: self.keys[other] for other in after}
+        content = json.dumps({"inputs": inputs, "after": upstream}, sort_keys=True, default=str)
+        self.keys[name] = hashlib.sha256(content.encode()).hexdigest()
+        record = self.records / f"{name}.json"
+        done = _read_json(record)
+        if output.exists() and done.get("key") == self.keys[name]:
+            self.seconds[name] = done["seconds"]
+            logger.info("%-28s done before", name)
+            return
+        record.unlink(missing_ok=True)
+        logger.info("%-28s ...", name)
+        start = time.monotonic()
+        make()
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        self.records.mkdir(exist_ok=True)
+        write_text(record, json.dumps({"key": self.keys[name], "seconds": self.seconds[name]}) + "\n")
+        logger.info("%-28s %.0f s", name, self.seconds[name])
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The settings of a run.
+
+    Raises:
+        UserError: The folder is not a run, or was written by another version.
+    """
+    path = folder / RUN_FILE
+    settings = _read_json(path)
+    if not settings:
+        raise UserError(f"{path}: missing or not a run's settings; give the folder of a run, such as runs/demo")
+    if settings.get("format") != RUN_FORMAT:
+        raise UserError(
+            f"{path}: written by another version (format {settings.get('format')}, this is {RUN_FORMAT}); "
+            "choose another --name or remove the folder"
+        )
+    return settings
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """How long each finished stage of a run took, in seconds."""
+    records = sorted((folder / ".stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {path.stem: _read_json(path)["seconds"] for path in records}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
