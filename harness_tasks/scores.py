@@ -37,12 +37,11 @@ def normalize(text: str) -> str:
     Remove what does not make an answer a different one: case, white space runs and ends, final punctuation, and the
     Unicode form (NFC). Different words stay different: no stemming, no punctuation inside, no articles removed.
 
-    ```python
-    >>> normalize("  Left  lower\\nlobe. ")
-    'left lower lobe'
-    >>> normalize("PA") == normalize("P.A.")
-    False
-    ```
+    Example:
+        >>> normalize("  Left  lower\\nlobe. ")
+        'left lower lobe'
+        >>> normalize("PA") == normalize("P.A.")
+        False
     """
     text = " ".join(unicodedata.normalize("NFC", text.lower()).split())
     return re.sub(r"(?<=[^\s.,;:!?])[\s.,;:!?]+$", "", text)

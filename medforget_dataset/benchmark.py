@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -27,8 +28,10 @@ CONFIGS = (
     *(f"{level}_{split}" for level in LEVELS for split in ("forget", "retain", "forget_rephrase")),
     "general_med",
 )
-SPLITS = dict.fromkeys(CONFIGS, ("train",)) | {f"{level}_forget_rephrase": ("test",) for level in LEVELS}
-SPLITS["general_med"] = ("train", "test")
+SPLITS: dict[str, tuple[str, ...]] = {
+    name: ("test",) if name.endswith("_rephrase") else ("train", "test") if name == "general_med" else ("train",)
+    for name in CONFIGS
+}
 
 # High enough that the weakest finding survives compression.
 JPEG_QUALITY = 92
@@ -106,7 +109,11 @@ class Benchmark:
     def rows(self) -> list[dict]:
         """The rows of `finetune` without their images, sorted so that rows of one image are adjacent."""
         clozes = choose_clozes(self.nodes, self.options.seed)
-        shared = {"seed": self.options.seed, "restricted": self.corpus.restricted, "source": self.corpus.name}
+        shared: dict[str, Any] = {
+            "seed": self.options.seed,
+            "restricted": self.corpus.restricted,
+            "source": self.corpus.name,
+        }
         return [row for node in self.nodes for row in study_rows(node, clozes, **shared)]
 
     def forgotten(self, level: str) -> set[str]:
@@ -167,7 +174,7 @@ class Benchmark:
             _, patient, study = path.split("/")
             by_patient.setdefault(patient, []).extend((study, angle) for angle in angles)
         jobs = [(self.options, patient, tuple(wanted)) for patient, wanted in sorted(by_patient.items())]
-        images = {}
+        images: dict[tuple[str, float], bytes] = {}
         with tqdm(total=sum(len(job[2]) for job in jobs), desc="rendering images", unit="image") as bar:
             for done in self._map(jobs):
                 images |= done

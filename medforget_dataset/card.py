@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
-from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .benchmark import CONFIGS, SPLITS, Benchmark
@@ -36,17 +35,10 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
         pretty_name="MedForget",
         size_categories=[_size_category(sum(split["rows"] for split in splits.values()))],
         task_categories=["visual-question-answering"],
+        configs=[_config_entry(name) for name in CONFIGS],
+        dataset_info=_dataset_infos(features, splits, descriptions),
         tags=["machine-unlearning", "medical", "radiology", "chest-x-ray", "benchmark", "synthetic"],
     )
-    data.configs = [_config_entry(name) for name in CONFIGS]
-    _dataset_infos(features, splits, descriptions).to_dataset_card_data(data)
-    for entry in data.dataset_info:
-        # `load_dataset` keeps what it prepared under a name made from this head, not from the files' content: with the
-        # files' digests in it, another build is never answered from the cache of this one.
-        digests = " ".join(
-            splits[entry["config_name"], split]["sha256"][:16] for split in SPLITS[entry["config_name"]]
-        )
-        entry["description"] = f"{descriptions[entry['config_name']]} Content {digests}."
     sections = Counter(row["section"] for row in benchmark.rows if row["task"] == "generation")
     return str(
         DatasetCard.from_template(
@@ -69,12 +61,11 @@ def _config_entry(name: str) -> dict:
     return {"config_name": name, "data_files": files} | ({"default": True} if name == "finetune" else {})
 
 
-def _dataset_infos(features: datasets.Features, splits: dict, descriptions: dict[str, str]) -> DatasetInfosDict:
-    infos = DatasetInfosDict()
+def _dataset_infos(features: datasets.Features, splits: dict, descriptions: dict[str, str]) -> list[dict]:
+    entries = []
     for name in CONFIGS:
         own = {split: splits[name, split] for split in SPLITS[name]}
-        infos[name] = datasets.DatasetInfo(
-            description=descriptions[name],
+        info = datasets.DatasetInfo(
             features=features,
             config_name=name,
             splits=datasets.SplitDict(
@@ -86,7 +77,11 @@ def _dataset_infos(features: datasets.Features, splits: dict, descriptions: dict
             download_size=sum(x["file_bytes"] for x in own.values()),
             dataset_size=sum(x["bytes"] for x in own.values()),
         )
-    return infos
+        # `load_dataset` keeps what it prepared under a name made from this head, not from the files' content: with
+        # the files' digests in it, another build is never answered from the cache of this one.
+        digests = " ".join(x["sha256"][:16] for x in own.values())
+        entries.append(info._to_yaml_dict() | {"description": f"{descriptions[name]} Content {digests}."})
+    return entries
 
 
 def _size_category(rows: int) -> str:

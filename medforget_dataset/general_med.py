@@ -7,7 +7,7 @@ other set it asks in generation, cloze and classification form.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -121,7 +121,13 @@ def _rows(facts: _Facts, seed: int) -> list[dict]:
     path = f"general/{facts.name}"
     inline = " ".join(f"{letter}) {text}" for letter, text in zip(LETTERS, facts.choices, strict=True))
     slots = {"sentence": facts.sentence, "question": f"{facts.question} {inline}"}
-    shared = {"seed": seed, "restricted": False, "source": "embedded", "level": "section", "slots": slots}
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "restricted": False,
+        "source": "embedded",
+        "level": "section",
+        "slots": slots,
+    }
     rows = [
         make_row(f"{path}/{task}", task, phrasings=Phrasings(wordings, ()), answer=answer, choices=choices, **shared)
         for task, wordings, answer, choices in (

@@ -48,8 +48,8 @@ def load(
         raise UserError(f"split {split!r} does not exist in {config}; choose from {', '.join(SPLITS[config])}")
     source = find_data(data)
     if isinstance(source, str):
-        _require_hub(source)
-        return datasets.load_dataset(source, config, split=split, streaming=streaming)
+        revision = _newest_revision(source)
+        return datasets.load_dataset(source, config, split=split, streaming=streaming, revision=revision)
     record = read_record(source)
     for name in ("README.md", *(parquet_path(config, split) for split in SPLITS[config])):
         if problem := changed_file(source, name, record):
@@ -78,12 +78,13 @@ def find_data(data: str | os.PathLike | None = None) -> Path | str:
     )
 
 
-def _require_hub(repository: str) -> None:
+def _newest_revision(repository: str) -> str | None:
+    """The commit the Hub serves now; asking for it by name keeps `load_dataset` from falling back to an older one."""
     try:
-        HfApi().dataset_info(repository)
+        return HfApi().dataset_info(repository).sha
     except HfHubHTTPError as error:
         raise UserError(
             f"data: {repository} is neither a folder nor a dataset on the Hub that you can read"
         ) from error
-    except OSError as error:
+    except Exception as error:  # whatever kept us from asking, of an HTTP library that differs by version
         raise UserError(f"data: {repository} is no folder here, and the Hub cannot be reached: {error}") from error

@@ -160,7 +160,9 @@ def _balance_problems(rows: list[dict]) -> Iterator[str]:
     texts = [row["answer"] for row in rows if row["task"] == "generation"]
     if len(set(texts)) < MIN_DISTINCT_TEXTS * len(texts):
         yield f"only {len(set(texts))} of {len(texts)} section texts are distinct"
-    letters, clozes, choices = Counter(), defaultdict(Counter), defaultdict(set)
+    letters: Counter[str] = Counter()
+    clozes: dict[str, Counter[str]] = defaultdict(Counter)
+    choices: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for row in rows:
         if row["task"] == "classification":
             letters[row["answer"]] += 1
@@ -190,7 +192,8 @@ def _general_problems(train: list[dict], test: list[dict]) -> Iterator[str]:
 
 def _image_problems(path: Path, size: int) -> Iterator[str]:
     table = pq.read_table(path, columns=["id", "image"])
-    decoder, seen = datasets.Image(), {}
+    decoder = datasets.Image()
+    seen: dict[str, bytes] = {}
     for id, image in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True):
         place = "/".join(id.split("/")[:3])
         if place in seen:

@@ -54,6 +54,7 @@ MISTAKES = [
     (["validate", "nowhere"], "nowhere"),
     (["finetune", "--out", "x"], "--preset tiny"),
     (["finetune", "--out", "x", "--preset", "huge"], "tiny-robust"),
+    (["pretrain", "--out", "x", "--preset", "huge"], "tiny-robust"),
     (["finetune", "--out", "x", "--preset", "tiny", "--config", "patient_forget"], "patient_retain"),
     (["finetune", "--out", "x", "--preset", "tiny", "--config", "ward"], "patient_retain"),
     (["finetune", "--out", "x", "--preset", "tiny", "--data", "nowhere"], "nowhere"),

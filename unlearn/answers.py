@@ -24,7 +24,8 @@ def model_inputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
 
 def answer_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Logits at the positions that predict an answer token. No other position reaches the vocabulary projection.
+    Logits at the positions that predict an answer token. Positions that predict none in any sequence of the batch do
+    not reach the vocabulary projection.
 
     Args:
         model (`torch.nn.Module`):
@@ -38,7 +39,10 @@ def answer_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[tor
     """
     is_answer = batch["labels"][:, 1:] != IGNORED  # (B, L - 1)
     predicts_answer = nn.functional.pad(is_answer, (0, 1))  # (B, L)
-    logits = model(**model_inputs(model, batch), logits_to_keep=predicts_answer, use_cache=False).logits  # (N, V)
+    # The model takes one set of positions for the whole batch: those that any of its sequences needs.
+    kept = predicts_answer.any(0).nonzero()[:, 0]  # (K,)
+    logits = model(**model_inputs(model, batch), logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
+    logits = logits[predicts_answer[:, kept]]  # (N, V)
     return logits, batch["labels"][:, 1:][is_answer], batch["row_index"][:, 1:][is_answer]
 
 

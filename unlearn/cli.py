@@ -184,11 +184,9 @@ def _add_pretrain(commands: Any) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from medforget_dataset.loading import find_data
-
     from .finetune import pretrain
 
-    scores = pretrain(Path(find_data(args.data)), args.out, preset=args.preset, seed=args.seed)
+    scores = pretrain(args.data, args.out, preset=args.preset, seed=args.seed)
     _print_scores(args.out, scores)
     return 0
 

@@ -135,6 +135,7 @@ class UnlearnConfig(FineTuneConfig):
 
     def make_method(self) -> GradientMethod:
         """The method with its hyper-parameters."""
+        assert not isinstance(self.method_args, str)  # parsed by TrainingArguments
         method = make_method(self.method, self.method_args)
         if not isinstance(method, GradientMethod):
             raise UserError(f"{self.method} does not train; call its edit() instead")

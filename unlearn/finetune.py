@@ -9,11 +9,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import CONFIGS, LEVELS, load
@@ -80,7 +80,8 @@ class RehearsalTrainer(FineTuneTrainer):
         super().__init__(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
+        dataset = cast(Dataset, self.train_dataset)
+        loader = DataLoader(dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
 
 
@@ -96,11 +97,13 @@ def make_tiny(data: Path, preset: TinyPreset, seed: int = 0) -> tuple[PreTrained
     )
 
 
-def pretrain(data: Path, out: str | os.PathLike, *, preset: str = "tiny", seed: int = 0, quiet: bool = False) -> dict:
+def pretrain(
+    data: str | os.PathLike | None, out: str | os.PathLike, *, preset: str = "tiny", seed: int = 0, quiet: bool = False
+) -> dict:
     """Make a tiny model and teach it the general medical set, as a base for fine-tuning.
 
     Args:
-        data (`Path`): The dataset folder.
+        data (`str` or `os.PathLike`, *optional*): The dataset folder, found as [`~medforget_dataset.load`] does.
         out (`str` or `os.PathLike`): Checkpoint folder to write.
         preset (`str`, *optional*, defaults to `"tiny"`): A preset of `unlearn.presets`.
         seed (`int`, *optional*, defaults to `0`): Seed of the weights and of the order.
@@ -110,8 +113,9 @@ def pretrain(data: Path, out: str | os.PathLike, *, preset: str = "tiny", seed: 
         `dict`: Exact match on the `train` and `test` split of `general_med`, for each task.
     """
     recipe = get_tiny_preset(preset)
-    model, processor = make_tiny(data, recipe, seed)
-    grouped = {split: group_by_image(load("general_med", split, data=data)) for split in ("train", "test")}
+    folder = find_data(data)
+    model, processor = make_tiny(Path(folder), recipe, seed)
+    grouped = {split: group_by_image(load("general_med", split, data=folder)) for split in ("train", "test")}
     _train(
         model,
         processor,
@@ -126,7 +130,7 @@ def pretrain(data: Path, out: str | os.PathLike, *, preset: str = "tiny", seed: 
         disable_tqdm=quiet,
     )
     scores = {split: evaluate_exact_match(model, processor, grouped[split], batch_size=64) for split in grouped}
-    info = {"stage": "pretrain", "base": None, "data": str(data), "preset": preset, "seed": seed}
+    info = {"stage": "pretrain", "base": None, "data": str(folder), "preset": preset, "seed": seed}
     save_checkpoint(out, model, processor, info | {"exact_match": scores})
     return scores
 
@@ -170,14 +174,14 @@ def finetune(
         raise UserError(f"--config {config}: {kind}; choose from {', '.join(TRAINABLE)}")
     if model is None and preset is None:
         raise UserError("nothing to train: give --model CHECKPOINT, or --preset tiny for the embedded model")
-    folder = find_data(data)
     recipe = get_tiny_preset(preset) if preset else TinyPreset()
+    folder = find_data(data)
     rows = load(config, "train", data=folder)
     seed = int(training.get("seed", 0))
     with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
-        if model is None:
+        if model is None and preset is not None:
             logger.info("pre-training the tiny model on general_med")
-            pretrain(Path(folder), Path(scratch) / "base", preset=preset, seed=seed, quiet=quiet)
+            pretrain(folder, Path(scratch) / "base", preset=preset, seed=seed, quiet=quiet)
         base, processor = load_checkpoint(model or Path(scratch) / "base")
     grouped = group_by_image(rows)
     collator = PackedCollator(
@@ -207,7 +211,7 @@ def finetune(
         name: evaluate_exact_match(base, processor, grouped, wrong_image=name == "wrong_image", batch_size=16)
         for name in ("right_image", "wrong_image")
     }
-    info = {
+    info: dict[str, Any] = {
         "stage": "finetune",
         "base": str(model) if model else preset,
         "data": str(folder),

@@ -173,7 +173,7 @@ class _Experiment:
     def unlearn(self, method: str, level: str) -> None:
         out = self.folder / f"{method}-{level}"
         preset = self.plan.preset if self.plan.preset in METHODS[method].presets else None
-        seed = {"seed": self.plan.seed} if METHODS[method].uses_gradients else {}
+        seed: dict[str, Any] = {"seed": self.plan.seed} if METHODS[method].uses_gradients else {}
         self.run.stage(
             out.name,
             out,

@@ -55,11 +55,10 @@ def plot_forget_retain(
     for number, level in enumerate(levels):
         axes = figure.add_subplot(1, len(levels), number + 1)
         for method, colour in zip(methods, PALETTE * len(methods), strict=False):
-            point = [values.get((method, level, split, "cloze")) for split in ("forget", "retain")]
-            if None not in point:
-                axes.scatter(
-                    *([100 * x] for x in point), s=70, color=colour, label=titles[method], clip_on=False, zorder=3
-                )
+            x, y = (values.get((method, level, split, "cloze")) for split in ("forget", "retain"))
+            if x is not None and y is not None:
+                style: dict[str, Any] = {"color": colour, "label": titles[method]}
+                axes.scatter([100 * x], [100 * y], s=70, clip_on=False, zorder=3, **style)
         axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="forget cloze (%)", ylabel="retain cloze (%)")
         axes.set_title(f"{level} level", fontsize=10)
         axes.grid(alpha=0.3)

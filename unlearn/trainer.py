@@ -157,9 +157,9 @@ class UnlearnTrainer(FineTuneTrainer):
         if not any(self.has_forget):
             raise UserError("the dataset has no rows to forget")
         uses_adapter = peft_config is not None or isinstance(model, PeftModel)
-        self.reference = None
+        self.reference: nn.Module | None = None
         if self.method.needs_reference and self.method.reference != INITIAL:
-            self.reference, _ = load_checkpoint(self.method.reference)
+            self.reference, _ = load_checkpoint(str(self.method.reference))
         elif self.method.needs_reference and not uses_adapter:
             # Copied here, before the trainer patches the model's forward: a later copy would call the original's.
             self.reference = copy.deepcopy(model)
@@ -182,14 +182,21 @@ class UnlearnTrainer(FineTuneTrainer):
             log_probs=_token_log_probs(logits, targets),
             row_index=row_index,
             forget=inputs["forget"],
-            reference_logits=reference_logits if self.method.needs_reference == "logits" else None,
-            reference_log_probs=None if reference_logits is None else _token_log_probs(reference_logits, targets),
+            **self._reference_values(reference_logits, targets),
         )
         loss, components = self.method.loss(batch)
         metrics = self._metrics["train" if model.training else "eval"]
         for name, value in components.items():
             metrics[name].append(value.detach())
         return loss
+
+    def _reference_values(self, logits: torch.Tensor | None, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the method uses of the reference, as fields of [`AnswerBatch`]."""
+        if logits is None:
+            return {}
+        if self.method.needs_reference == "logits":
+            return {"reference_logits": logits}
+        return {"reference_log_probs": _token_log_probs(logits, targets)}
 
     @torch.no_grad()
     def reference_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -69,13 +68,13 @@ def unlearn(
     grouped = group_by_image(load("finetune", "train", data=folder), forget)
     base, processor = load_checkpoint(model)
     recipe = PRESETS.get(preset or "")
-    info = {
+    info: dict[str, Any] = {
         "stage": "unlearn",
         "base": str(model),
         "data": str(folder),
         "level": level,
         "method": method,
-        "method_arguments": dataclasses.asdict(instance),
+        "method_arguments": instance.arguments(),
         "preset": preset,
         "arguments": training,
         "restricted": any(forget["restricted"]),
@@ -110,7 +109,7 @@ def _train(
         args = UnlearnConfig(
             output_dir=scratch,
             method=method.name,
-            method_args=json.dumps(dataclasses.asdict(method)),
+            method_args=json.dumps(method.arguments()),
             level=level,
             **training,
         )

@@ -5,6 +5,8 @@ Rows carry everything but the image, which is attached when they are written.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..hierarchy import StudyNode, stable_number
 from .classification import classification_kind
 from .cloze import BLANK, Cloze, choose_clozes
@@ -29,7 +31,7 @@ def study_rows(node: StudyNode, clozes: dict[tuple[str, str], Cloze], *, seed: i
         section.
     """
     names = {"institution": node.institution.name, "patient": node.patient.name, "study": node.study.identifier}
-    shared = {"restricted": restricted, "source": source, "seed": seed, **names}
+    shared: dict[str, Any] = {"restricted": restricted, "source": source, "seed": seed, **names}
     rows = [
         make_row(f"{node.path}/{level}", "identity", level, IDENTITY[level], {}, answer=name, section="", **shared)
         for level, name in names.items()

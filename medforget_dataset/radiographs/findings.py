@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,14 +27,20 @@ class Placement(Protocol):
     `heart` is the width that it gives the heart; lower `layer`s are drawn first.
     """
 
-    heart: float
-    layer: int
+    @property
+    def heart(self) -> float: ...
+
+    @property
+    def layer(self) -> int: ...
 
     def apply(self, body: Body, density: np.ndarray) -> None:
         """Writes the finding into `density`, shape `(x, y, z)`, which is a copy of the body's."""
 
     def free_labels(self, body: Body) -> np.ndarray:
         """The body's labels without the part of the lung that this finding already fills."""
+
+
+Placer = Callable[["Finding", Body, np.random.Generator], Placement]
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,15 @@ class Cardiomegaly:
         return body.labels
 
 
-# kind -> (class that places it, allowed places, allowed sizes)
-KINDS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
-    "cardiomegaly": (Cardiomegaly, ("",), tuple(HEART_SIZES)),
-    "pneumothorax": (Pneumothorax, SIDES, SIZES),
-    "effusion": (Effusion, SIDES, SIZES),
-    "opacity": (Opacity, LOBES, SIZES),
-    "nodule": (Nodule, LOBES, ("",)),
-    "pacemaker": (Pacemaker, SIDES, ("",)),
-    "central line": (CentralLine, SIDES, ("",)),
+# kind -> (function that places it, allowed places, allowed sizes)
+KINDS: dict[str, tuple[Placer, tuple[str, ...], tuple[str, ...]]] = {
+    "cardiomegaly": (Cardiomegaly.place, ("",), tuple(HEART_SIZES)),
+    "pneumothorax": (Pneumothorax.place, SIDES, SIZES),
+    "effusion": (Effusion.place, SIDES, SIZES),
+    "opacity": (Opacity.place, LOBES, SIZES),
+    "nodule": (Nodule.place, LOBES, ("",)),
+    "pacemaker": (Pacemaker.place, SIDES, ("",)),
+    "central line": (CentralLine.place, SIDES, ("",)),
 }
 
 
@@ -135,7 +141,7 @@ def place(findings: Sequence[Finding], body: Body, *keys: object) -> list[Placem
         finding = findings[number]
         repeat = findings[:number].count(finding)
         rng = generator(*keys, finding.kind, finding.place, finding.size, finding.diameter_mm, repeat)
-        placements[number] = KINDS[finding.kind][0].place(finding, body, rng)
+        placements[number] = KINDS[finding.kind][0](finding, body, rng)
         body = Body(body.density, placements[number].free_labels(body), body.spacing)
     return [placements[number] for number in range(len(findings))]
 

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 RADIUS_MM = {"small": 21.0, "moderate": 33.0, "large": 48.0}
 # The part of the lung's height where a radiologist looks for a lobe; the dome of the diaphragm stands at about 0.4.
-ZONES = {"upper": (0.64, 1.0), "middle": (0.42, 0.62), "lower": (0.38, 0.58)}
+ZONES = {"upper": (0.72, 1.0), "middle": (0.42, 0.62), "lower": (0.38, 0.58)}
 SHADOWS = ("heart", "aorta", "liver", "spleen", "stomach", "spine")
 
 
 def shadow(body: Body) -> np.ndarray:
     """Millimetres of heart, great vessels, upper abdomen and spine in front of or behind each `(x, z)`."""
-    opaque = sum(body.mask(name) for name in SHADOWS)
+    opaque = np.logical_or.reduce([body.mask(name) for name in SHADOWS])
     return opaque.sum(1) * body.spacing[1]
 
 
 def visible_centre(body: Body, lobe: str, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """A point (mm) in `lobe` and its zone, from which a ball of `radius` mm stays in the lobe, clear of heart and diaphragm.
+    """A point (mm) in `lobe`, in its zone, with a ball of `radius` mm around it in the lobe and clear of the heart.
 
     Where the lobe has no such point, the clearest and deepest points are taken.
 

@@ -59,8 +59,8 @@ class Effusion:
         lung = body.mask(f"{self.side} lung")
         x, y, z = body.centres()
         # How far out towards the lateral wall, the back and the front a voxel lies, at its own height.
-        left, right = span(lung.any(1), body.spacing[0])
-        back, front = span(lung.any(0), body.spacing[1])
+        left, right = span(np.any(lung, 1), body.spacing[0])
+        back, front = span(np.any(lung, 0), body.spacing[1])
         out = (right - x) / (right - left) if self.side == "right" else (x - left) / (right - left)
         around = np.abs(2 * (y - back) / (front - back) - 1)
         climb = np.maximum(np.clip(out, 0, 1) ** 3, 0.75 * np.clip(around, 0, 1) ** 6)

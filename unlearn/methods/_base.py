@@ -1,5 +1,6 @@
 """What a method is, and what a gradient method sees of a batch."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,6 +95,10 @@ class Method(ABC):
     title: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     uses_gradients: ClassVar[bool]
+
+    def arguments(self) -> dict[str, Any]:
+        """The hyper-parameters with their values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def check(self, condition: bool, argument: str, requirement: str) -> None:
         """Raise a `UserError` that names the hyper-parameter unless `condition` holds."""
