@@ -7,7 +7,7 @@ PACKAGES := medforget_dataset harness_tasks unlearn
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup data demo test test-slow quality style
+.PHONY: help setup data demo test test-slow quality style figures
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow run the tests that take minutes as well"
 	@echo "make quality   check formatting, lint and types"
 	@echo "make style     mend formatting and imports"
+	@echo "make figures   draw the pictures of the documentation"
 
 setup: $(STAMP)
 
@@ -44,6 +45,9 @@ quality: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m harness_tasks.generate --check
 	$(BIN)/mypy $(PACKAGES)
+
+figures: data demo
+	$(BIN)/python docs/figures.py medforget runs/demo
 
 style: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from medforget_dataset.errors import UserError
 from unlearn import pipeline
 from unlearn.pipeline import Plan
 from unlearn.presets import PRESETS, TinyPreset
-from unlearn.stages import Run
+from unlearn.stages import Run, Stage
 
 
 SMALL = TinyPreset(epochs=1, pretrain_epochs=1, images_per_step=8)
@@ -35,7 +35,7 @@ def finished(data_dir, tmp_path_factory):
     )
     patch.setattr(pipeline, "build", lambda out, **options: _link(data_dir, out))
     patch.setitem(pipeline.METHODS["npo"].presets, "tiny", {"learning_rate": 1e-4, "max_steps": 2})
-    pipeline.run("small", runs=runs)
+    pipeline.run("small", runs=runs, jobs=1)
     yield runs
     patch.undo()
 
@@ -77,7 +77,7 @@ def test_report_says_what_it_is(finished):
 def test_a_finished_run_does_nothing_again(finished, monkeypatch):
     for name in ("build", "pretrain", "finetune", "unlearn"):
         monkeypatch.setattr(pipeline, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} ran again"))
-    pipeline.run("small", runs=finished)
+    pipeline.run("small", runs=finished, jobs=1)
 
 
 def test_a_lost_checkpoint_is_made_again_with_what_depends_on_it(finished, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_lost_checkpoint_is_made_again_with_what_depends_on_it(finished, monke
     )
     folder = finished / "small" / "manu-patient"
     folder.rename(finished / "moved")
-    pipeline.run("small", runs=finished)
+    pipeline.run("small", runs=finished, jobs=1)
     assert ran == ["manu"]
     assert folder.is_dir()
 
@@ -99,32 +99,41 @@ def test_another_seed_makes_everything_anew(tmp_path):
     assert dataclasses.asdict(plan) != dataclasses.asdict(pipeline.PLANS["demo"])
 
 
-def test_stages_follow_their_inputs(tmp_path):
-    made = []
-
-    def go(size):
-        run = Run(tmp_path / "run", {})
-        for name, after in (("a", ()), ("b", ("a",)), ("c", ())):
-            output = tmp_path / "run" / name
-            inputs = {"size": size} if name == "a" else {}
-            run.stage(
-                name, output, lambda name=name, o=output: made.append(name) or o.write_text(""), after=after, **inputs
-            )
-
-    go(1)
-    go(1)
-    assert made == ["a", "b", "c"]
-    go(2)
-    assert made == ["a", "b", "c", "a", "b"]
+def _touch(path):
+    path.write_text("made" + path.read_text() if path.exists() else "made")
 
 
-def test_a_stage_that_fails_is_not_taken_for_done(tmp_path):
-    run = Run(tmp_path / "run", {})
+def _stages(folder, size):
+    a = Stage("a", folder / "a", partial(_touch, folder / "a"), inputs={"size": size})
+    b = Stage("b", folder / "b", partial(_touch, folder / "b"), after=("a",))
+    return [a, b, Stage("c", folder / "c", partial(_touch, folder / "c"))]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_stages_follow_their_inputs(tmp_path, jobs):
+    folder = tmp_path / "run"
+
+    def made():
+        return {name: (folder / name).read_text().count("made") for name in "abc"}
+
+    for size in (1, 1):
+        Run(folder, {}).execute(_stages(folder, size), jobs)
+    assert made() == {"a": 1, "b": 1, "c": 1}
+    Run(folder, {}).execute(_stages(folder, 2), jobs)
+    assert made() == {"a": 2, "b": 2, "c": 1}
+
+
+def _full_disk():
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_stage_that_fails_is_not_taken_for_done(tmp_path, jobs):
+    folder = tmp_path / "run"
     with pytest.raises(OSError, match="No space"):
-        run.stage("a", tmp_path / "run" / "a", lambda: (_ for _ in ()).throw(OSError(28, "No space left")))
-    made = []
-    Run(tmp_path / "run", {}).stage("a", tmp_path / "run" / "a", lambda: made.append(1))
-    assert made == [1]
+        Run(folder, {}).execute([Stage("a", folder / "a", _full_disk)], jobs)
+    Run(folder, {}).execute([Stage("a", folder / "a", partial(_touch, folder / "a"))], jobs)
+    assert (folder / "a").read_text() == "made"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -153,19 +162,21 @@ def test_two_processes_cannot_share_a_run(tmp_path):
 
 
 _KILLED = """
-import sys, time
+import os, sys, time
+from functools import partial
 from pathlib import Path
-from unlearn.stages import Run
+from unlearn.stages import Run, Stage
 folder = Path(sys.argv[1])
+
+def slow():
+    (folder / f".second.partial-{os.getpid()}").write_text("half")
+    print("working", flush=True)
+    time.sleep(60)
+
 run = Run(folder, {})
 with run.lock():
-    run.stage("first", folder / "first", lambda: (folder / "first").write_text("done"))
-    def slow():
-        partial = folder / f".second.partial-{__import__('os').getpid()}"
-        partial.write_text("half")
-        print("working", flush=True)
-        time.sleep(60)
-    run.stage("second", folder / "second", slow)
+    first = Stage("first", folder / "first", partial((folder / "first").write_text, "done"))
+    run.execute([first, Stage("second", folder / "second", slow, after=("first",))])
 """
 
 
@@ -176,11 +187,10 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert process.stdout.readline() == b"working\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.1)
     made = []
     run = Run(folder, {})
     with run.lock():
         assert not list(folder.glob(".second*"))
-        run.stage("first", folder / "first", lambda: made.append("first"))
-        run.stage("second", folder / "second", lambda: made.append("second"))
+        first = Stage("first", folder / "first", lambda: made.append("first"))
+        run.execute([first, Stage("second", folder / "second", lambda: made.append("second"), after=("first",))])
     assert made == ["second"]

@@ -327,6 +327,9 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--seed", type=int, help="seed of data and training (default: the preset's)")
     parser.add_argument("--levels", nargs="+", help="levels to forget (default: the preset's)")
     parser.add_argument("--methods", nargs="+", help="methods to run (default: the preset's)")
+    parser.add_argument(
+        "--jobs", type=int, help="stages at a time (default: one a CPU core, and one where there is a GPU)"
+    )
     parser.add_argument("--workers", type=int, help="processes that render images (default: one a CPU core)")
 
 
@@ -341,6 +344,7 @@ def _run(args: argparse.Namespace) -> int:
         levels=args.levels,
         methods=args.methods,
         workers=args.workers,
+        jobs=args.jobs,
     )
     _say(f"report: {report}")
     return 0

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from harness_tasks.evaluate import evaluate_checkpoint
 from medforget_dataset import LEVELS, BuildOptions, build
 from medforget_dataset.errors import UserError
 from medforget_dataset.views import training_views
@@ -17,11 +21,9 @@ from .finetune import finetune, pretrain
 from .methods import METHODS, get_method
 from .presets import PRESETS
 from .report import write_report
-from .stages import Run, read_run, stage_seconds, write_text
+from .stages import Run, Stage, read_run, stage_seconds, write_text
 from .unlearning import unlearn
 
-
-logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 64
 
@@ -52,7 +54,7 @@ PLANS = {
         data=BuildOptions(institutions=4, patients=4),
         levels=("patient",),
         methods=("grad_diff", "kl_min", "npo", "manu"),
-        finetune={"num_train_epochs": 60, "per_device_train_batch_size": 2},
+        finetune={"num_train_epochs": 80, "per_device_train_batch_size": 2},
     ),
 }
 
@@ -66,6 +68,7 @@ def run(
     levels: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     workers: int | None = None,
+    jobs: int | None = None,
 ) -> Path:
     """Do an experiment, or what is left of it to do.
 
@@ -77,6 +80,7 @@ def run(
         levels (`Sequence[str]`, *optional*): Levels to forget, by default the plan's.
         methods (`Sequence[str]`, *optional*): Methods to run, by default the plan's.
         workers (`int`, *optional*): Processes that render images.
+        jobs (`int`, *optional*): Stages at a time, by default one a CPU core, and one where there is a GPU.
 
     Returns:
         `Path`: The report.
@@ -88,8 +92,13 @@ def run(
     settings = {"preset": preset, "plan": dataclasses.asdict(plan)}
     current = Run(runs / (name or preset), settings)
     with current.lock():
-        _Experiment(plan, current, workers).go()
+        current.execute(_Experiment(plan, current.folder, workers).stages(), _default_jobs() if jobs is None else jobs)
         return write_run_report(current.folder)
+
+
+def _default_jobs() -> int:
+    # A process takes about 1.5 GB, and more than eight stages are never ready at a time.
+    return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
 
 
 def _plan(preset: str, seed: int | None, levels: Sequence[str] | None, methods: Sequence[str] | None) -> Plan:
@@ -109,105 +118,84 @@ def _plan(preset: str, seed: int | None, levels: Sequence[str] | None, methods: 
 class _Experiment:
     """The stages of a plan, in order."""
 
-    def __init__(self, plan: Plan, current: Run, workers: int | None):
-        self.plan, self.run, self.workers = plan, current, workers
-        self.folder = current.folder
-        self.data = self.folder / "medforget"
-        self.views = self.folder / "views.parquet"
+    def __init__(self, plan: Plan, folder: Path, workers: int | None):
+        self.plan, self.folder, self.workers = plan, folder, workers
+        self.recipe = PRESETS[plan.preset]
+        self.data = folder / "medforget"
+        self.views = folder / "views.parquet"
 
-    def go(self) -> None:
-        self.build()
-        self.train("vanilla", "finetune")
-        for level in self.plan.levels:
-            self.train(f"retrained-{level}", f"{level}_retain")
-            for method in self.plan.methods:
-                self.unlearn(method, level)
-        self.evaluate("vanilla", self.plan.levels)
-        self.evaluate("vanilla", self.plan.levels, wrong_image=True)
-        for level in self.plan.levels:
-            for name in ("retrained", *self.plan.methods):
-                self.evaluate(f"{name}-{level}", (level,))
+    def stages(self) -> list[Stage]:
+        plan = self.plan
+        trained = [self.train("vanilla", "finetune")]
+        trained += [self.train(f"retrained-{level}", f"{level}_retain") for level in plan.levels]
+        unlearned = [self.unlearn(method, level) for level in plan.levels for method in plan.methods]
+        evaluated = [self.evaluate("vanilla", plan.levels), self.evaluate("vanilla", plan.levels, wrong_image=True)]
+        for level in plan.levels:
+            evaluated += [self.evaluate(f"{name}-{level}", (level,)) for name in ("retrained", *plan.methods)]
+        views = [self.turn()] if self.recipe.turned_views else []
+        return [self.build(), *views, self.pretrain(), *trained, *unlearned, *evaluated]
 
-    def build(self) -> None:
+    def build(self) -> Stage:
         options = dataclasses.asdict(self.plan.data)
-        recipe = PRESETS[self.plan.preset]
-        self.run.stage("build", self.data, lambda: build(self.data, workers=self.workers, **options), options=options)
-        if recipe.turned_views:
-            size = recipe.image_size
-            self.run.stage(
-                "views",
-                self.views,
-                lambda: training_views(self.data, size=size, file=self.views, workers=self.workers),
-                after=("build",),
-                size=size,
-            )
-        self.run.stage(
-            "pretrain",
-            self.folder / "pretrained",
-            lambda: pretrain(self.data, self.folder / "pretrained", preset=self.plan.preset, seed=self.plan.seed),
-            after=("build",),
-            recipe=dataclasses.asdict(recipe),
-            seed=self.plan.seed,
-        )
+        make = partial(build, self.data, workers=self.workers, **options)
+        return Stage("build", self.data, make, inputs=options)
 
-    def train(self, name: str, config: str) -> None:
-        out = self.folder / name
-        self.run.stage(
-            name,
-            out,
-            lambda: finetune(
-                self.data,
-                out,
-                model=self.folder / "pretrained",
-                config=config,
-                preset=self.plan.preset,
-                views=self.views,
-                seed=self.plan.seed,
-                **self.plan.finetune,
-            ),
-            after=("build", "pretrain"),
+    def turn(self) -> Stage:
+        size = self.recipe.image_size
+        make = partial(training_views, self.data, size=size, file=self.views, workers=self.workers)
+        return Stage("views", self.views, make, after=("build",), inputs={"size": size})
+
+    def pretrain(self) -> Stage:
+        out, seed = self.folder / "pretrained", self.plan.seed
+        make = partial(pretrain, self.data, out, preset=self.plan.preset, seed=seed)
+        inputs = {"recipe": dataclasses.asdict(self.recipe), "seed": seed}
+        return Stage("pretrain", out, make, after=("build",), inputs=inputs)
+
+    def train(self, name: str, config: str) -> Stage:
+        arguments = {"preset": self.plan.preset, "seed": self.plan.seed, **self.plan.finetune}
+        make = partial(
+            finetune,
+            self.data,
+            self.folder / name,
+            model=self.folder / "pretrained",
             config=config,
-            arguments=self.plan.finetune,
+            views=self.views,
+            **arguments,
         )
+        after = ("build", "pretrain", *(("views",) if self.recipe.turned_views else ()))
+        return Stage(name, self.folder / name, make, after=after, inputs={"config": config, **arguments})
 
-    def unlearn(self, method: str, level: str) -> None:
-        out = self.folder / f"{method}-{level}"
-        preset = self.plan.preset if self.plan.preset in METHODS[method].presets else None
+    def unlearn(self, method: str, level: str) -> Stage:
+        out, presets = self.folder / f"{method}-{level}", METHODS[method].presets
+        preset = self.plan.preset if self.plan.preset in presets else None
         seed: dict[str, Any] = {"seed": self.plan.seed} if METHODS[method].uses_gradients else {}
-        self.run.stage(
-            out.name,
+        make = partial(
+            unlearn,
+            self.data,
             out,
-            lambda: unlearn(
-                self.data,
-                out,
-                model=self.folder / "vanilla",
-                method=method,
-                level=level,
-                preset=preset,
-                views=self.views,
-                **seed,
-            ),
-            after=("vanilla",),
-            preset=METHODS[method].presets.get(preset or "", {}),
+            model=self.folder / "vanilla",
+            method=method,
+            level=level,
+            preset=preset,
+            views=self.views,
+            **seed,
         )
+        return Stage(out.name, out, make, after=("vanilla",), inputs={"preset": presets.get(preset or "", {}), **seed})
 
-    def evaluate(self, checkpoint: str, levels: Sequence[str], *, wrong_image: bool = False) -> None:
+    def evaluate(self, checkpoint: str, levels: Sequence[str], *, wrong_image: bool = False) -> Stage:
         name = f"{checkpoint}-wrong-image" if wrong_image else checkpoint
         splits = ("forget", "retain") if wrong_image else ("forget", "retain", "rephrase")
         tags = [f"medforget_{level}_{split}" for level in levels for split in splits]
         tags += [] if wrong_image else ["medforget_general_med"]
         out = self.folder / "evaluation" / f"{name}.json"
+        make = partial(_evaluate, self.folder / checkpoint, self.data, tags, out, wrong_image)
+        return Stage(f"evaluate-{name}", out, make, after=("build", checkpoint), inputs={"tags": tags})
 
-        def make() -> None:
-            from harness_tasks.evaluate import evaluate_checkpoint
 
-            scores = evaluate_checkpoint(
-                self.folder / checkpoint, self.data, tags, batch_size=EVALUATION_BATCH, wrong_image=wrong_image
-            )
-            out.parent.mkdir(exist_ok=True)
-            write_text(out, json.dumps(scores, indent=2) + "\n")
-
-        self.run.stage(f"evaluate-{name}", out, make, after=("build", checkpoint), tags=tags)
+def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_image: bool) -> None:
+    scores = evaluate_checkpoint(checkpoint, data, tags, batch_size=EVALUATION_BATCH, wrong_image=wrong_image)
+    out.parent.mkdir(exist_ok=True)
+    write_text(out, json.dumps(scores, indent=2) + "\n")
 
 
 def write_run_report(folder: Path) -> Path:

@@ -37,7 +37,7 @@ class TinyPreset:
     learning_rate: float = 3e-3
     epochs: int = 50
     images_per_step: int = 4
-    pretrain_epochs: int = 40
+    pretrain_epochs: int = 25
     rehearsal_every: int = 8
     rehearsal_images: int = 16
     redraw_wording: bool = False

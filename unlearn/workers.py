@@ -1,0 +1,126 @@
+"""Several stages at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+
+if TYPE_CHECKING:
+    from .stages import Stage
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_PERCENT = re.compile(rb"(\d+)%\|")
+_LOG_TAIL_BYTES = 4096
+
+
+class Workers:
+    """Processes that stages run in; they end with the process that started them, however that ends.
+
+    Args:
+        logs (`Path`): Folder for what each stage prints.
+        jobs (`int`): Processes. Each computes with its share of the CPU cores: two models trained side by side with
+            one thread each take less time than one after the other with two.
+    """
+
+    def __init__(self, logs: Path, jobs: int):
+        self.logs, self.jobs = logs, jobs
+
+    def __enter__(self) -> Workers:
+        self.logs.mkdir(exist_ok=True)
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        self._pool = ProcessPoolExecutor(
+            self.jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(), threads)
+        )
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            for process in (self._pool._processes or {}).values():
+                process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, stages: Sequence[Stage], finished: Callable[[Stage, float], None]) -> None:
+        """Run stages, each when those it reads are done, and show how far each has come.
+
+        Args:
+            stages (`Sequence[Stage]`): What to do.
+            finished (`Callable`): Told each stage and its duration in seconds.
+        """
+        waiting, running = list(stages), dict[Future, "Stage"]()
+        with tqdm(total=len(stages), desc="stages", unit="stage") as bar:
+            while waiting or running:
+                blocked = {stage.name for stage in [*waiting, *running.values()]}
+                ready = [stage for stage in waiting if not blocked & set(stage.after)]
+                for stage in ready[: self.jobs - len(running)]:
+                    running[self._pool.submit(_make, stage, self._log(stage))] = stage
+                    waiting.remove(stage)
+                done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    stage = running.pop(future)
+                    if future.exception():
+                        logger.error("%s failed; what it printed is in %s", stage.name, self._log(stage))
+                    finished(stage, future.result())
+                    bar.update()
+                bar.set_postfix_str(" · ".join(f"{s.name} {_progress(self._log(s))}" for s in running.values()))
+
+    def _log(self, stage: Stage) -> Path:
+        return self.logs / f"{stage.name}.log"
+
+
+def _progress(log: Path) -> str:
+    """How far a stage has come, by the last progress bar in its log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            percents = _PERCENT.findall(file.read())
+    except FileNotFoundError:
+        return ""
+    return f"{percents[-1].decode()} %" if percents else ""
+
+
+def _start(parent: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _make(stage: Stage, log: Path) -> float:
+    start = time.monotonic()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("w") as file:
+        # The descriptors, not the Python objects: libraries write to both.
+        saved = os.dup(1), os.dup(2)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            stage.make()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)
+    return time.monotonic() - start
