@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from medforget_dataset import CONFIGS, FEATURES, BuildOptions, MedForget, UserError, build, load
 from medforget_dataset.benchmark import Benchmark
@@ -96,10 +97,13 @@ def test_a_file_cut_short_is_named(copy_of):
         load("patient_forget", data=copy_of)
 
 
-def test_another_build_is_never_answered_from_the_cache(copy_of):
+def test_another_build_is_never_answered_from_the_cache(copy_of, monkeypatch):
+    monkeypatch.setattr(
+        "medforget_dataset.corpora.embedded.render", lambda *args, size, **_: Image.new("L", (size, size), 9)
+    )
     before = load("section_forget", "train", data=copy_of)["answer"][:]
     benchmark = BuildOptions(institutions=4, patients=4, image_size=56, seed=9)
-    build(copy_of, **vars(benchmark))
+    build(copy_of, workers=1, **vars(benchmark))
     after = datasets.load_dataset(str(copy_of), "section_forget", split="train")["answer"][:]
     assert after != before
 

@@ -24,7 +24,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for failed checks or a full disk, 2 for a mistake in the call."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(argv[0] if argv else "").parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -44,7 +45,8 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser, in which only the command that was asked for has its arguments: the others' would cost seconds."""
     parser = argparse.ArgumentParser(
         prog="medforget",
         formatter_class=_Formatter,
@@ -56,28 +58,19 @@ def _parser() -> argparse.ArgumentParser:
         "  medforget COMMAND --help               what a command takes and does",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_validate, _add_pretrain, _add_finetune, _add_unlearn, _add_run, _add_report):
-        add(commands)
+    for name, (help, fill) in _COMMANDS.items():
+        subparser = commands.add_parser(name, help=help, formatter_class=_Formatter)
+        if name == command:
+            fill(subparser)
     return parser
 
 
-def _command(
-    commands: Any, name: str, run: Callable[..., int], help: str, description: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=description, formatter_class=_Formatter)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_build(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "build",
-        _build,
-        "build the dataset folder",
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_build)
+    parser.description = (
         "Build the dataset: Parquet for each of the 14 configurations, the card, and build.json.\n"
         "The folder appears when it is complete; the same build is not made twice. One seed always gives the "
-        "same bytes.",
+        "same bytes."
     )
     parser.add_argument("--out", type=Path, default=Path("medforget"), help="folder to write")
     parser.add_argument(
@@ -112,14 +105,11 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_validate(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "validate",
-        _validate,
-        "check a dataset folder",
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_validate)
+    parser.description = (
         "Recount every invariant of a dataset from its files: counts, complements, wordings, balance, images.\n"
-        "Prints one line for each violation and exits with 1 if there is any.",
+        "Prints one line for each violation and exits with 1 if there is any."
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("medforget"), help="dataset folder")
 
@@ -169,13 +159,10 @@ def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[
     return chosen
 
 
-def _add_pretrain(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "pretrain",
-        _pretrain,
-        "make the tiny model",
-        "Make the embedded tiny Qwen2.5-VL, with a tokenizer trained on the dataset, and teach it general_med.",
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_pretrain)
+    parser.description = (
+        "Make the embedded tiny Qwen2.5-VL, with a tokenizer trained on the dataset, and teach it general_med."
     )
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
@@ -191,17 +178,14 @@ def _pretrain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_finetune(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "finetune",
-        _finetune,
-        "teach a model the benchmark",
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_finetune)
+    parser.description = (
         "Teach a model every row (--config finetune), or only what a level retains (--config patient_retain: the "
         "model\n"
         "that unlearning is compared with). Prints the share of rows answered exactly, for each task, and the "
         "same when\n"
-        "every row is asked about another patient's image.",
+        "every row is asked about another patient's image."
     )
     _add_data(parser)
     parser.add_argument(
@@ -244,16 +228,13 @@ def _finetune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_unlearn(commands: Any) -> None:
+def _add_unlearn(parser: argparse.ArgumentParser) -> None:
     from .methods import METHODS, method_arguments
 
-    parser = _command(
-        commands,
-        "unlearn",
-        _unlearn,
-        "make a checkpoint forget a level",
+    parser.set_defaults(run=_unlearn)
+    parser.description = (
         "Make a checkpoint forget what {level}_forget holds and keep what {level}_retain holds.\n"
-        "A preset is a named choice of arguments; arguments on the command line override it.",
+        "A preset is a named choice of arguments; arguments on the command line override it."
     )
     _add_data(parser)
     parser.add_argument("--model", required=True, help="checkpoint that knows everything")
@@ -310,16 +291,13 @@ def _unlearn(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
     from .pipeline import PLANS
 
-    parser = _command(
-        commands,
-        "run",
-        _run,
-        "build, train, unlearn, evaluate, report",
+    parser.set_defaults(run=_run)
+    parser.description = (
         "Run a whole experiment under RUNS/NAME. Each stage is skipped when its inputs have not changed; a run that\n"
-        "was killed goes on where it stopped.",
+        "was killed goes on where it stopped."
     )
     parser.add_argument("--preset", required=True, help=f"what to run: {', '.join(PLANS)}")
     parser.add_argument("--name", help="name of the run (default: the preset's)")
@@ -350,14 +328,11 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_report(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "report",
-        _report,
-        "write the report of a run again",
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_report)
+    parser.description = (
         "Write report.md, report.json and the plots of a run from its evaluations, without training anything.\n"
-        "`medforget run` does this at its end.",
+        "`medforget run` does this at its end."
     )
     parser.add_argument("folder", type=Path, help="folder of a run, such as runs/demo")
 
@@ -373,6 +348,17 @@ def _print_scores(out: Path, scores: dict[str, dict[str, float]]) -> None:
     _say(f"{out}: rows answered exactly")
     for side, tasks in scores.items():
         _say(f"  {side:12s}" + "  ".join(f"{task} {100 * value:.1f} %" for task, value in tasks.items()))
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "build": ("build the dataset folder", _add_build),
+    "validate": ("check a dataset folder", _add_validate),
+    "pretrain": ("make the tiny model", _add_pretrain),
+    "finetune": ("teach a model the benchmark", _add_finetune),
+    "unlearn": ("make a checkpoint forget a level", _add_unlearn),
+    "run": ("build, train, unlearn, evaluate, report", _add_run),
+    "report": ("write the report of a run again", _add_report),
+}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ PLANS = {
         data=BuildOptions(institutions=4, patients=4),
         levels=("patient",),
         methods=("grad_diff", "kl_min", "npo", "manu"),
-        finetune={"num_train_epochs": 80, "per_device_train_batch_size": 2},
+        finetune={"num_train_epochs": 70, "per_device_train_batch_size": 2},
     ),
 }
 

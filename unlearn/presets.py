@@ -35,7 +35,7 @@ class TinyPreset:
     vocab_size: int = 1024
     shape: TinyConfig = field(default_factory=TinyConfig)
     learning_rate: float = 3e-3
-    epochs: int = 50
+    epochs: int = 40
     images_per_step: int = 4
     pretrain_epochs: int = 25
     rehearsal_every: int = 8
@@ -46,7 +46,7 @@ class TinyPreset:
 
 PRESETS = {
     "tiny": TinyPreset(),
-    "tiny-robust": TinyPreset(redraw_wording=True, turned_views=True),
+    "tiny-robust": TinyPreset(epochs=90, redraw_wording=True, turned_views=True),
 }
 
 

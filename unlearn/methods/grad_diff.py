@@ -33,7 +33,7 @@ class GradDiff(GradientMethod):
     presets = {
         "paper": {"forget_weight": 1.0, "retain_weight": 1.0},
         "tiny": {"forget_weight": 0.2, "learning_rate": 3e-4, "max_steps": 160},
-        "tiny-robust": {"forget_weight": 0.2, "learning_rate": 3e-4, "max_steps": 160},
+        "tiny-robust": {"forget_weight": 0.12, "learning_rate": 1e-3, "max_steps": 160},
     }
 
     forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")

@@ -46,7 +46,7 @@ class NPO(GradientMethod):
     presets = {
         "paper": {"beta": 0.9, "retain_weight": 0.0, "log_ratio": "sum", "reference": None},
         "tiny": {"beta": 0.5, "learning_rate": 3e-4, "max_steps": 80},
-        "tiny-robust": {"beta": 0.5, "learning_rate": 3e-4, "max_steps": 80},
+        "tiny-robust": {"beta": 0.5, "learning_rate": 1e-3, "max_steps": 120},
     }
 
     beta: float = argument(0.9, "how soon the loss of a row levels off; larger is sooner", "paper A.1")
