@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on MedForget in this process, through lm-eval's own API."""
 
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -86,12 +87,25 @@ def evaluate_checkpoint(
             bootstrap_iters=0,
             log_samples=False,
         )
+    except ValueError as error:
+        if not str(error).startswith("row "):
+            raise
+        # A row of the data, as rows.py names it; lm-eval loads that file by its path, so that no class can be shared.
+        raise UserError(f"{data_dir}: {error}") from error
     finally:
         gc.unfreeze()
     if output_path:
         for name, task in loaded["tasks"].items():
             _write_answers(Path(output_path) / f"{name}.jsonl", task)
     return {name: _scores(results, name) for name in loaded["tasks"]}
+
+
+def tasks_digest() -> str:
+    """Hexadecimal digest of everything in this folder that a score depends on: the task files and their code."""
+    digest = hashlib.sha256()
+    for path in sorted([*TASKS_FOLDER.glob("*yaml"), TASKS_FOLDER / "rows.py", TASKS_FOLDER / "scores.py"]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _checked(checkpoint: Path) -> Path:

@@ -18,6 +18,7 @@ from .corpora import get_corpus
 from .errors import UserError
 from .hierarchy import LEVELS, Counts, StudyNode, stable_number, walk_studies
 from .partition import SELECTIONS, forget_ids
+from .processes import available_cores, start_worker
 from .questions import choose_clozes, rephrase_row, study_rows
 
 
@@ -94,7 +95,7 @@ class Benchmark:
 
     def __init__(self, options: BuildOptions, workers: int | None = None):
         self.options = options
-        self.workers = (os.cpu_count() or 1) if workers is None else workers
+        self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise UserError(f"--workers {workers}: must be at least 1")
         self.corpus = get_corpus(options.corpus)(options.counts, options.seed)
@@ -186,7 +187,9 @@ class Benchmark:
             yield from map(_render_patient, jobs)
             return
         # spawn: forking a process that has run torch threads can hang.
-        with ProcessPoolExecutor(min(self.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        context, arguments = get_context("spawn"), (os.getpid(), 1)
+        count = min(self.workers, len(jobs))
+        with ProcessPoolExecutor(count, mp_context=context, initializer=start_worker, initargs=arguments) as pool:
             yield from pool.map(_render_patient, jobs)
 
     def _image(self, row_id: str, angle: float) -> bytes:

@@ -22,13 +22,19 @@ SLICES = {"axial": 72, "coronal": 48, "sagittal": 42}
 # Where each plane holds at least three of the organs; beyond lies little but skin.
 RANGES = {"axial": (0.0, 1.0), "coronal": (0.2, 0.8), "sagittal": (0.22, 0.78)}
 PEOPLE = 18
-VIEWS = {"frontal": 0.0, "left oblique": 45.0, "right oblique": -45.0, "lateral": 90.0}
+# Named for the side whose front is nearer the detector, as radiographers do.
+VIEWS = {"frontal": 0.0, "left anterior oblique": -45.0, "right anterior oblique": 45.0, "lateral": 90.0}
 ORGANS = (
     "right lung", "left lung", "heart", "aorta", "trachea", "esophagus", "liver", "spleen", "stomach", "colon",
     "right kidney", "left kidney", "pancreas", "spine", "sternum", "right scapula", "left scapula", "right clavicle",
     "left clavicle", "right humerus", "left humerus", "thyroid",
 )  # fmt: skip
-LARGEST = ("liver", "right lung", "heart", "left lung")
+# What is largest is asked among organs of which every slice of the plane has one, none of them in more than a third.
+LARGEST = {
+    "axial": ("liver", "right lung", "spine", "left lung"),
+    "coronal": ("right scapula", "pancreas", "right kidney", "sternum"),
+    "sagittal": ("spine", "spleen", "heart", "right clavicle"),
+}
 ORDINALS = ("largest", "second largest", "third largest")
 
 GENERATION = (
@@ -90,15 +96,15 @@ def _slice_facts(plane: str, number: int, size: int) -> _Facts:
     ranked = sorted((name for name in ORGANS if name in shares), key=lambda name: -shares[name])[: len(ORDINALS)]
     asked = number % len(ranked)
     listed = ", ".join(f"the {name}" for name in ranked)
-    largest = max(LARGEST, key=lambda name: shares.get(name, 0.0))
+    largest = max(LARGEST[plane], key=lambda name: shares.get(name, 0.0))
     return _Facts(
         name=f"{plane}-{number:03d}",
         image=slice_image(plane, position, size),
         description=f"{plane.capitalize()} CT slice. Largest structures: {listed}.",
         sentence=f"In this {plane} slice the {ORDINALS[asked]} structure is the {BLANK}.",
         missing=ranked[asked],
-        question="Which of these is largest in the slice?",
-        choices=LARGEST,
+        question=f"Which of these is largest in this {plane} slice?",
+        choices=LARGEST[plane],
         right=largest,
     )
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .benchmark import CONFIGS, REPHRASE_ANGLES, SPLITS, BuildOptions
 from .builder import FEATURES
 from .hierarchy import LEVELS
+from .partition import is_forgotten
 from .questions import BLANK
 from .questions.cloze import MAX_SHARE
 from .writer import changed_file, parquet_path, read_record
@@ -46,7 +46,7 @@ def validate(folder: Path) -> list[str]:
             path = folder / parquet_path(config, split)
             try:
                 tables[config, split] = _read(path)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
                 problems.append(f"{path}: cannot be read: {error}")
                 continue
             problems += _schema_problems(path)
@@ -59,6 +59,8 @@ def validate(folder: Path) -> list[str]:
     for name, rows in tables.items():
         problems += [f"{'/'.join(name)}: {problem}" for problem in _row_problems(rows, record["restricted"])]
     problems += [f"finetune: {problem}" for problem in _balance_problems(finetune)]
+    general = [row for split in SPLITS["general_med"] for row in tables["general_med", split]]
+    problems += [f"general_med: {problem}" for problem in _letter_problems(general)]
     problems += _general_problems(tables["general_med", "train"], tables["general_med", "test"])
     for name in tqdm(tables, desc="decoding images", unit="split"):
         problems += _image_problems(folder / parquet_path(*name), options.image_size)
@@ -104,6 +106,7 @@ def _count_problems(rows: list[dict], options: BuildOptions) -> Iterator[str]:
 
 def _partition_problems(tables: dict, options: BuildOptions) -> Iterator[str]:
     everything = {row["id"]: row for row in tables["finetune", "train"]}
+    trained = {wording for row in everything.values() for wording in row["training_phrasings"]}
     counts = options.counts
     studies = counts.institutions * counts.patients * counts.studies
     sections = 3 * counts.sections * studies // 4
@@ -115,6 +118,8 @@ def _partition_problems(tables: dict, options: BuildOptions) -> Iterator[str]:
         expected = sections + identity[level] * studies // 4
         if len(forget) != expected:
             yield f"{level}_forget: {len(forget)} rows, expected {expected} (25 % of the nodes)"
+        if options.selection != "flat":
+            yield from _node_problems(level, everything, set(forget))
         for id in sorted(forget.keys() & retain.keys()):
             yield f"{level}: {id} is both forgotten and retained"
         for id in sorted(everything.keys() ^ (forget.keys() | retain.keys())):
@@ -122,11 +127,19 @@ def _partition_problems(tables: dict, options: BuildOptions) -> Iterator[str]:
         for id, row in (forget | retain).items():
             if row != everything.get(id):
                 yield f"{level}: {id} differs from finetune"
-        yield from _rephrase_problems(level, forget, rephrase)
+        yield from _rephrase_problems(level, forget, rephrase, trained)
 
 
-def _rephrase_problems(level: str, forget: dict[str, dict], rephrase: list[dict]) -> Iterator[str]:
-    trained = {wording for row in forget.values() for wording in row["training_phrasings"]}
+def _node_problems(level: str, everything: dict[str, dict], forget: set[str]) -> Iterator[str]:
+    """Whole nodes are forgotten: their own identity rows and what is beneath them, and nothing above."""
+    depth = LEVELS.index(level) + 1
+    nodes = {"/".join(id.split("/")[:depth]) for id in forget}
+    for id, row in everything.items():
+        if is_forgotten(row, level, nodes) != (id in forget):
+            yield f"{level}: {id} is {'kept' if id not in forget else 'forgotten'} against the scope of its node"
+
+
+def _rephrase_problems(level: str, forget: dict[str, dict], rephrase: list[dict], trained: set[str]) -> Iterator[str]:
     originals = {row["id"].removesuffix("/rephrase") for row in rephrase}
     for id in sorted(originals ^ forget.keys()):
         yield f"{level}_forget_rephrase: {id} is not in both forget and forget_rephrase"
@@ -156,22 +169,25 @@ def _row_problems(rows: list[dict], restricted: bool) -> Iterator[str]:
             yield f"{row['id']}: the question contains its answer {row['answer']!r}"
 
 
+def _letter_problems(rows: list[dict]) -> Iterator[str]:
+    letters = Counter(row["answer"] for row in rows if row["task"] == "classification")
+    for letter, count in letters.items():
+        if count > MAX_LETTER_SHARE * letters.total():
+            yield f"letter {letter} answers {count} of {letters.total()} classification rows"
+
+
 def _balance_problems(rows: list[dict]) -> Iterator[str]:
+    yield from _letter_problems(rows)
     texts = [row["answer"] for row in rows if row["task"] == "generation"]
     if len(set(texts)) < MIN_DISTINCT_TEXTS * len(texts):
         yield f"only {len(set(texts))} of {len(texts)} section texts are distinct"
-    letters: Counter[str] = Counter()
     clozes: dict[str, Counter[str]] = defaultdict(Counter)
     choices: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for row in rows:
         if row["task"] == "classification":
-            letters[row["answer"]] += 1
             choices[row["section"]].add(tuple(row["choices"]))
         elif row["task"] == "cloze":
             clozes[row["section"]][re.sub(r"\s+", " ", row["answer"].lower())] += 1
-    for letter, count in letters.items():
-        if count > MAX_LETTER_SHARE * letters.total():
-            yield f"letter {letter} answers {count} of {letters.total()} classification rows"
     for section, sets in choices.items():
         if len(sets) > 1:
             yield f"section {section} is classified with {len(sets)} different sets of options"
@@ -195,7 +211,7 @@ def _image_problems(path: Path, size: int) -> Iterator[str]:
     decoder = datasets.Image()
     seen: dict[str, bytes] = {}
     for id, image in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True):
-        place = "/".join(id.split("/")[:3])
+        place = "/".join(id.split("/")[: 2 if id.startswith("general/") else 3])
         if place in seen:
             if seen[place] != image["bytes"]:
                 yield f"{path}: {id} shows another image than the other rows of its study"
@@ -203,7 +219,7 @@ def _image_problems(path: Path, size: int) -> Iterator[str]:
         seen[place] = image["bytes"]
         try:
             decoded = decoder.decode_example(image)
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError) as error:  # all that Pillow raises for a broken file
             yield f"{path}: image of {id} does not decode: {error}"
             continue
         if decoded.size != (size, size):

@@ -12,20 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from .atomic import replacing
 from .benchmark import REPHRASE_ANGLES, Benchmark, BuildOptions
+from .builder import VERSION
 from .errors import UserError
-from .writer import read_record
+from .writer import parquet_path, read_record
 
 
 # Around and between the angles of the rephrase sets, and never one of them: those are for evaluation alone.
 TRAINING_ANGLES = (-36.0, -22.0, -8.0, 8.0, 22.0, 36.0)
+KEY = b"medforget_views"
 assert not set(TRAINING_ANGLES) & set(REPHRASE_ANGLES)
 
 
 def training_views(
     data: Path, *, size: int, file: Path | None = None, workers: int | None = None
 ) -> dict[str, list[Image.Image]]:
-    """Views of every study that training may use, its own image among them as often as all others together.
+    """Views of every study that training may use, the unturned one among them as often as all others together.
 
     Rendered once and kept in a file.
 
@@ -40,21 +43,43 @@ def training_views(
         `dict[str, list[PIL.Image.Image]]`: Address of the study, for example `"inst03/pat021/study084"`, to images.
 
     Raises:
-        UserError: `data` is not a dataset folder of this version, or `file` holds views of another dataset.
+        UserError: `data` is not a dataset folder of this version, or `file` is something else than a file of views. A
+            file of other views is replaced.
     """
-    options = read_record(data)["options"]
-    key = hashlib.sha256(json.dumps([options, TRAINING_ANGLES, size]).encode()).hexdigest()[:16]
+    record = read_record(data)
+    content = [
+        VERSION,
+        record["options"],
+        record["files"][parquet_path("finetune", "train")],
+        TRAINING_ANGLES,
+        size,
+    ]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("MEDFORGET_CACHE", "~/.cache/medforget")).expanduser()
     file = file or cache / f"views-{key}.parquet"
-    if not file.is_file():
-        _render(file, key, Benchmark(BuildOptions(**options | {"image_size": size}), workers))
-    table = pq.read_table(file)
-    if (table.schema.metadata or {}).get(b"medforget_views") != key.encode():
-        raise UserError(f"{file}: holds views of another dataset, size or set of angles; remove it")
+    if _key_of(file) != key:
+        _render(file, key, Benchmark(BuildOptions(**record["options"] | {"image_size": size}), workers))
     views: dict[str, list[Image.Image]] = {}
-    for row in table.to_pylist():
+    for row in pq.read_table(file).to_pylist():
         views.setdefault(row["study"], []).append(Image.open(io.BytesIO(row["image"])))
     return {study: images[:1] * (len(images) - 1) + images[1:] for study, images in views.items()}
+
+
+def _key_of(file: Path) -> str | None:
+    """Which views a file holds; none if there is no such file, or it was cut short.
+
+    Raises:
+        UserError: The file holds something else.
+    """
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except FileNotFoundError:
+        return None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{file}: not a file of turned views, or cut short ({error}); remove it") from error
+    if KEY not in metadata:
+        raise UserError(f"{file}: not a file of turned views; give another --views")
+    return metadata[KEY].decode()
 
 
 def _render(file: Path, key: str, benchmark: Benchmark) -> None:
@@ -65,11 +90,6 @@ def _render(file: Path, key: str, benchmark: Benchmark) -> None:
         for node in benchmark.nodes
         for angle in angles
     ]
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({"medforget_views": key})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({KEY: key})
+    with replacing(file) as partial:
         pq.write_table(table, partial, compression="zstd")
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)

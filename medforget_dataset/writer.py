@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .atomic import replacing
 from .benchmark import SPLITS, Benchmark, BuildOptions
 from .builder import DESCRIPTIONS, FEATURES, VERSION
 from .card import render_card
@@ -20,6 +20,7 @@ from .hierarchy import LEVELS
 
 
 RECORD = "build.json"
+FORMAT = "medforget"
 # One page holds every distinct image of a split, so that an image is stored once however many rows show it.
 DICTIONARY_PAGE_BYTES = 64 << 20
 
@@ -51,30 +52,22 @@ def build(
         `Path`: The folder.
 
     Raises:
-        UserError: A value is out of range, or `out` holds something that is not a MedForget dataset.
+        UserError: A value is out of range, or `out` holds something that is not part of a MedForget dataset.
     """
     out, build_options = Path(out), BuildOptions(**options)
     record = _record(build_options)
     if _holds_other_things(out):
-        raise UserError(f"--out {out}: exists and is not a MedForget dataset (no {RECORD}); choose another folder")
+        raise UserError(f"--out {out}: holds something that is not a MedForget dataset; choose another folder")
     if not force and is_built(out, build_options):
         return out
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(out) as partial:
         _write(partial, Benchmark(build_options, workers), record)
-        _replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
 def is_built(folder: Path, options: BuildOptions) -> bool:
     """Whether the folder holds exactly this build, made by this version, with every file there."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
+    record = _read_json(folder / RECORD)
     if any(record.get(key) != value for key, value in _record(options).items()):
         return False
     return "files" in record and not any(changed_file(folder, name, record) for name in record["files"])
@@ -105,12 +98,9 @@ def read_record(folder: Path) -> dict:
         UserError: The folder has none, or it is not one.
     """
     path = folder / RECORD
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not a MedForget dataset (no {RECORD})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a build record: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{folder}: not a MedForget dataset (no {RECORD})")
+    record = _read_json(path)
     missing = [key for key in ("options", "restricted", "files") if key not in record]
     if missing:
         raise UserError(f"{path}: not a build record: {', '.join(missing)} missing")
@@ -120,13 +110,26 @@ def read_record(folder: Path) -> dict:
 
 
 def _record(options: BuildOptions) -> dict:
-    return {"format": "medforget", "version": VERSION, "options": asdict(options)}
+    return {"format": FORMAT, "version": VERSION, "options": asdict(options)}
 
 
 def _holds_other_things(folder: Path) -> bool:
     if not folder.exists():
         return False
-    return not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).is_file())
+    if not folder.is_dir():
+        return True
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    record = _read_json(folder / RECORD)
+    known = {RECORD, *record.get("files", {})} if record.get("format") == FORMAT else set()
+    return bool(found - known)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write(folder: Path, benchmark: Benchmark, record: dict) -> None:
@@ -181,16 +184,3 @@ def _schema() -> pa.Schema:
 
 def _encode(row: dict) -> dict:
     return row | {name: FEATURES[name].str2int(row[name]) for name in ("task", "level")}
-
-
-def _replace(new: Path, old: Path) -> None:
-    retired = old.parent / f".{old.name}.retired-{os.getpid()}"
-    if old.exists():
-        old.rename(retired)
-    try:
-        new.rename(old)
-    except OSError:
-        if retired.exists():
-            retired.rename(old)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)

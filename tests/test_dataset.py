@@ -1,6 +1,5 @@
 """The folder that is built: what `datasets` makes of it, that its bytes are reproducible, and what is refused."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -162,6 +161,28 @@ def test_a_build_that_fails_leaves_what_was_there(copy_of, monkeypatch):
     assert [path.name for path in copy_of.parent.iterdir()] == ["medforget"]
 
 
+@pytest.mark.parametrize("record", ['{"format": "another tool"}', "[1, 2]", "not json"])
+def test_a_build_record_of_another_tool_does_not_open_the_folder_to_us(tmp_path, record):
+    (tmp_path / "build.json").write_text(record)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a MedForget dataset"):
+        build(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_others_put_into_the_folder_is_not_deleted(copy_of):
+    (copy_of / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a MedForget dataset"):
+        build(copy_of, institutions=4, patients=4, image_size=56, seed=5)
+    assert (copy_of / "notes.txt").read_text() == "mine"
+
+
+def test_letters_of_the_general_set_are_balanced(data_dir):
+    rows = [row for split in load("general_med", data=data_dir).values() for row in split if row["choices"]]
+    letters = [row["answer"] for row in rows]
+    assert max(letters.count(letter) for letter in "ABCD") <= 0.35 * len(letters)
+
+
 def test_the_same_build_is_not_built_twice(data_dir, monkeypatch):
     monkeypatch.setattr(Benchmark, "render_all", lambda self: pytest.fail("rendered again"))
     assert build(data_dir, institutions=4, patients=4, image_size=56) == data_dir
@@ -214,5 +235,5 @@ def test_the_card_says_what_was_built(data_dir):
     card = (data_dir / "README.md").read_text()
     assert "This build holds no patient data" in card
     assert "CC BY 3.0" in card
-    assert json.loads((data_dir / "build.json").read_text())["options"]["institutions"] == 4
-    assert BuildOptions().corpus in card
+    assert "--institutions 4 --patients\n4" in card
+    assert "960 rows" in card

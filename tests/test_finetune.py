@@ -7,7 +7,7 @@ import torch
 from PIL import ImageChops
 
 from medforget_dataset import load
-from medforget_dataset.benchmark import REPHRASE_ANGLES
+from medforget_dataset.benchmark import REPHRASE_ANGLES, Benchmark
 from medforget_dataset.errors import UserError
 from medforget_dataset.views import TRAINING_ANGLES, training_views
 from unlearn.finetune import RehearsalBatches, finetune, make_tiny, pretrain
@@ -71,7 +71,7 @@ def test_fine_tuning_moves_both_towers_and_records_what_it_did(data_dir, base, t
     assert (info["base"], info["config"], info["preset"], info["restricted"]) == (str(base), "finetune", "tiny", False)
     assert info["recipe"]["epochs"] == 1
     assert "transformers" in info["versions"]
-    assert info["log"] or info["arguments"]
+    assert info["arguments"]["per_device_train_batch_size"] == 16
 
 
 def test_retraining_never_sees_the_forget_rows(data_dir, base, tmp_path, monkeypatch):
@@ -112,6 +112,14 @@ def test_an_output_folder_with_other_things_is_refused_and_left(data_dir, base, 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+class _RenderedError(Exception):
+    pass
+
+
+def _rendered(*_):
+    raise _RenderedError
+
+
 def test_training_views_are_turned_and_never_the_evaluations(data_dir, tmp_path, monkeypatch):
     assert not set(TRAINING_ANGLES) & set(REPHRASE_ANGLES)
     monkeypatch.setattr("medforget_dataset.views.TRAINING_ANGLES", TRAINING_ANGLES[:2])
@@ -124,5 +132,10 @@ def test_training_views_are_turned_and_never_the_evaluations(data_dir, tmp_path,
     changed = file.stat().st_mtime_ns
     training_views(data_dir, size=56, file=file)
     assert file.stat().st_mtime_ns == changed
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "render", _rendered)
+        with pytest.raises(_RenderedError):
+            training_views(data_dir, size=84, file=file)
+    file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="views.parquet"):
-        training_views(data_dir, size=84, file=file)
+        training_views(data_dir, size=56, file=file)

@@ -24,6 +24,12 @@ def _stages(folder, size):
     return [a, b, Stage("c", folder / "c", partial(_touch, folder / "c"))]
 
 
+def _execute(folder, stages, jobs):
+    run = Run(folder, {})
+    with run.lock():
+        run.execute(stages, jobs)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_stages_follow_their_inputs(tmp_path, jobs):
     folder = tmp_path / "run"
@@ -32,10 +38,13 @@ def test_stages_follow_their_inputs(tmp_path, jobs):
         return {name: (folder / name).read_text().count("made") for name in "abc"}
 
     for size in (1, 1):
-        Run(folder, {}).execute(_stages(folder, size), jobs)
+        _execute(folder, _stages(folder, size), jobs)
     assert made() == {"a": 1, "b": 1, "c": 1}
-    Run(folder, {}).execute(_stages(folder, 2), jobs)
+    _execute(folder, _stages(folder, 2), jobs)
     assert made() == {"a": 2, "b": 2, "c": 1}
+    (folder / "a").unlink()
+    _execute(folder, _stages(folder, 2), jobs)
+    assert made() == {"a": 1, "b": 3, "c": 1}
 
 
 def _full_disk():
@@ -46,8 +55,8 @@ def _full_disk():
 def test_a_stage_that_fails_is_not_taken_for_done(tmp_path, jobs):
     folder = tmp_path / "run"
     with pytest.raises(OSError, match="No space"):
-        Run(folder, {}).execute([Stage("a", folder / "a", _full_disk)], jobs)
-    Run(folder, {}).execute([Stage("a", folder / "a", partial(_touch, folder / "a"))], jobs)
+        _execute(folder, [Stage("a", folder / "a", _full_disk)], jobs)
+    _execute(folder, [Stage("a", folder / "a", partial(_touch, folder / "a"))], jobs)
     assert (folder / "a").read_text() == "made"
 
 

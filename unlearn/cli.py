@@ -7,9 +7,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from datasets.exceptions import DatasetGenerationError
 
 from medforget_dataset.benchmark import BuildOptions
 from medforget_dataset.corpora import corpus_names
@@ -19,25 +22,40 @@ from medforget_dataset.partition import SELECTIONS
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions and adds defaults to options."""
+    """Keeps the line breaks of descriptions and adds defaults to options that have one worth naming."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a call."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for failed checks or a full disk, 2 for a mistake in the call."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(argv[0] if argv else "").parse_args(argv)
+    args, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        if unknown:
+            raise UserError(f"unknown argument {unknown[0]}; it takes {', '.join(args.options)}")
         return args.run(args)
     except UserError as error:
         _say(f"medforget {args.command}: {error}")
         return 2
-    except OSError as error:
-        _say(f"medforget {args.command}: {error}; nothing was left half-written")
+    except (OSError, BrokenExecutor, DatasetGenerationError) as error:
+        # `datasets` wraps what kept it from writing its cache.
+        _say(f"medforget {args.command}: {error.__cause__ or error}")
         return 1
     except KeyboardInterrupt:
-        _say(f"medforget {args.command}: stopped; run the same command again to go on")
+        _say(f"medforget {args.command}: stopped; what was there before is as it was")
         return 130
 
 
@@ -47,7 +65,7 @@ def _say(text: str) -> None:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """The parser, in which only the command that was asked for has its arguments: the others' would cost seconds."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="medforget",
         formatter_class=_Formatter,
         description="Build the MedForget benchmark, train a model on it, make it forget a level, measure what is "
@@ -62,6 +80,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=help, formatter_class=_Formatter)
         if name == command:
             fill(subparser)
+            subparser.set_defaults(options=sorted(subparser._option_string_actions))
     return parser
 
 
@@ -83,7 +102,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         ("sections", " a study"),
     ):
         default = getattr(BuildOptions, name)
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{name}{of}; a multiple of 4")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{name}{of}: {COUNT_HELP[name]}")
     parser.add_argument("--seed", type=int, default=BuildOptions.seed, help="another seed is another hospital")
     parser.add_argument(
         "--selection",
@@ -94,6 +113,10 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=BuildOptions.image_size, help="pixels a side")
     parser.add_argument("--workers", type=int, help="processes that render images (default: one a CPU core)")
     parser.add_argument("--force", action="store_true", help="build again even if the folder holds this build")
+
+
+COUNT_HELP = dict.fromkeys(("institutions", "patients", "studies"), "a multiple of 4")
+COUNT_HELP["sections"] = "a multiple of 4, of which the embedded corpus writes 4"
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -144,14 +167,14 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """Training arguments given on the command line; what was not given stays with the preset."""
-    from .config import UnlearnConfig
+    from .config import FineTuneConfig
 
     chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    known = {field.name for field in fields(UnlearnConfig)}
+    known = {field.name for field in fields(FineTuneConfig) if field.init} - {"output_dir", "disable_tqdm"}
     for pair in args.set:
         name, separator, value = pair.partition("=")
         if not separator or name not in known:
-            raise UserError(f"--set {pair}: give NAME=VALUE with a field of SFTConfig, such as logging_steps=10")
+            raise UserError(f"--set {pair}: give NAME=VALUE with a field of TRL's SFTConfig, such as logging_steps=10")
         try:
             chosen[name] = json.loads(value)
         except json.JSONDecodeError:

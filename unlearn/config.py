@@ -1,7 +1,8 @@
 """Training arguments."""
 
+import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from trl import SFTConfig
@@ -9,7 +10,10 @@ from trl import SFTConfig
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
-from .methods import GradientMethod, Method, get_method, get_preset, make_method, method_arguments
+from .methods import INITIAL, GradientMethod, Method, get_method, get_preset, make_method, method_arguments
+
+
+Config = TypeVar("Config", bound=SFTConfig)
 
 
 @dataclass
@@ -72,11 +76,27 @@ class FineTuneConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        self._check_numbers()
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
         self.dataloader_pin_memory = self.dataloader_pin_memory and on_gpu
         super().__post_init__()
+
+    def _check_numbers(self) -> None:
+        """Refuse what the trainer would take and misunderstand."""
+        positive = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in (*positive, "max_steps", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{name} is {value!r}; it must be a number")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        if self.max_steps != -1 and self.max_steps <= 0:
+            raise UserError(f"max_steps is {self.max_steps}; it must be more than 0, or -1 for whole epochs")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must be between 0 and {2**32 - 1}")
 
 
 @dataclass
@@ -131,6 +151,8 @@ class UnlearnConfig(FineTuneConfig):
         if self.level is not None and self.level not in LEVELS:
             raise UserError(f"unknown level {self.level!r}; choose from {', '.join(LEVELS)}")
         super().__post_init__()
+        if not self.forget_per_step:
+            raise UserError("forget_per_step is 0; nothing would be forgotten")
         self.make_method()
 
     def make_method(self) -> GradientMethod:
@@ -140,6 +162,30 @@ class UnlearnConfig(FineTuneConfig):
         if not isinstance(method, GradientMethod):
             raise UserError(f"{self.method} does not train; call its edit() instead")
         return method
+
+
+def make_config(config_class: type[Config], **arguments: Any) -> Config:
+    """
+    A configuration, of which a wrong argument or value is told in one line.
+
+    Args:
+        config_class (`type`):
+            [`FineTuneConfig`] or [`UnlearnConfig`].
+        **arguments (`Any`):
+            Its fields.
+
+    Raises:
+        UserError: If there is no such field, or its value is not one.
+    """
+    known = {f.name for f in fields(config_class) if f.init}
+    for unknown in arguments.keys() - known:
+        raise UserError(f"{unknown} is not a training argument; see the fields of TRL's SFTConfig")
+    try:
+        return config_class(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"training arguments: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 def resolve(method: str, preset: str | None = None, **chosen: Any) -> tuple[Method, dict[str, Any]]:
@@ -170,5 +216,12 @@ def resolve(method: str, preset: str | None = None, **chosen: Any) -> tuple[Meth
     for name in values:
         if name not in of_method and name not in of_training:
             raise UserError(f"{method} has no argument {name!r}; it has {', '.join(of_method)}")
+    needed = preset and get_preset(method, preset).get("reference", INITIAL) is None
+    if needed and values.get("reference") == INITIAL:
+        raise UserError(
+            f"{method}: preset {preset} compares with a retain-only model; give its folder with --reference"
+        )
     instance = get_method(method)(**{name: value for name, value in values.items() if name in of_method})
+    if not instance.uses_gradients and (unused := [n for n in chosen if n not in of_method and n != "seed"]):
+        raise UserError(f"{method} does not train; it has no use for {', '.join(unused)}")
     return instance, {name: value for name, value in values.items() if name not in of_method}

@@ -22,8 +22,8 @@ from medforget_dataset.loading import find_data
 from medforget_dataset.views import training_views
 
 from .answers import evaluate_exact_match
-from .config import FineTuneConfig
-from .models import load_checkpoint, save_checkpoint, tiny_model
+from .config import FineTuneConfig, make_config
+from .models import check_output, is_restricted, load_checkpoint, save_checkpoint, tiny_model
 from .packing import PackedCollator, group_by_image
 from .presets import TinyPreset, get_tiny_preset
 from .trainer import FineTuneTrainer
@@ -113,6 +113,7 @@ def pretrain(
         `dict`: Exact match on the `train` and `test` split of `general_med`, for each task.
     """
     recipe = get_tiny_preset(preset)
+    check_output(out)
     folder = find_data(data)
     model, processor = make_tiny(Path(folder), recipe, seed)
     grouped = {split: group_by_image(load("general_med", split, data=folder)) for split in ("train", "test")}
@@ -130,7 +131,9 @@ def pretrain(
         disable_tqdm=quiet,
     )
     scores = {split: evaluate_exact_match(model, processor, grouped[split], batch_size=64) for split in grouped}
-    info = {"stage": "pretrain", "base": None, "data": str(folder), "preset": preset, "seed": seed}
+    info: dict[str, Any] = {"stage": "pretrain", "base": None, "data": str(folder), "preset": preset, "seed": seed}
+    # Its tokenizer has read every answer.
+    info["restricted"] = any(load("finetune", "train", data=folder)["restricted"])
     save_checkpoint(out, model, processor, info | {"exact_match": scores})
     return scores
 
@@ -175,7 +178,13 @@ def finetune(
     if model is None and preset is None:
         raise UserError("nothing to train: give --model CHECKPOINT, or --preset tiny for the embedded model")
     recipe = get_tiny_preset(preset) if preset else TinyPreset()
+    check_output(out)
+    arguments = _preset_arguments(recipe) | training if preset else training
+    # Before the hours of work that a wrong argument would end.
+    make_config(FineTuneConfig, output_dir=tempfile.gettempdir(), **arguments)
     folder = find_data(data)
+    if recipe.turned_views and isinstance(folder, str):
+        raise UserError(f"--preset {preset}: turned views are rendered from a dataset folder, not from {folder}")
     rows = load(config, "train", data=folder)
     seed = int(training.get("seed", 0))
     with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
@@ -193,7 +202,6 @@ def finetune(
         seed=seed,
         max_length=training.get("max_length"),
     )
-    arguments = _preset_arguments(recipe) | training if preset else training
     dataset, batches = grouped, None
     if preset:
         general = group_by_image(load("general_med", "train", data=folder))
@@ -219,7 +227,7 @@ def finetune(
         "preset": preset,
         "recipe": dataclasses.asdict(recipe) if preset else None,
         "arguments": arguments,
-        "restricted": any(rows["restricted"]),
+        "restricted": any(rows["restricted"]) or is_restricted(model),
         "exact_match": scores,
         "log": log,
     }
@@ -246,7 +254,7 @@ def _train(
     **arguments: Any,
 ) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
-        args = config_class(output_dir=scratch, **arguments)
+        args = make_config(config_class, output_dir=scratch, **arguments)
         kinds: dict[str, Any] = {"batches": batches} if batches else {}
         trainer_class = RehearsalTrainer if batches else FineTuneTrainer
         trainer = trainer_class(model, args, dataset, processor, data_collator=collator, **kinds)

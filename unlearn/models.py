@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from medforget_dataset.atomic import replacing
 from medforget_dataset.errors import UserError
 
 
@@ -258,7 +258,7 @@ def load_checkpoint(
         loaded: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except SafetensorError as error:
         raise UserError(f"{path}: a file of weights is cut short or damaged ({error})") from error
-    except (OSError, HFValidationError) as error:
+    except (OSError, RuntimeError, HFValidationError) as error:
         raise UserError(f"{path}: cannot load the model: {_first_line(error)}") from error
     except ValueError as error:
         raise UserError(f"{path}: not an image-text-to-text model: {_first_line(error)}") from error
@@ -277,6 +277,26 @@ def load_checkpoint(
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def is_restricted(path: str | os.PathLike | None) -> bool:
+    """Whether a checkpoint says that it derives from restricted data."""
+    info = Path(path, CHECKPOINT_INFO) if path else None
+    return bool(info and info.is_file() and json.loads(info.read_text()).get("restricted"))
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """
+    The folder of a checkpoint to be written; asked before the work is done, so that none is lost.
+
+    Raises:
+        UserError: If `path` exists and is not a MedForget checkpoint.
+    """
+    path = Path(path)
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty and not (path / CHECKPOINT_INFO).is_file():
+        raise UserError(f"{path}: holds something else than a MedForget checkpoint; choose another folder")
+    return path
 
 
 def save_checkpoint(
@@ -304,24 +324,14 @@ def save_checkpoint(
     Raises:
         UserError: If `path` exists and is not a MedForget checkpoint.
     """
-    path = Path(path)
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_empty and not (path / CHECKPOINT_INFO).is_file():
-        raise UserError(f"{path}: holds something else than a MedForget checkpoint; choose another folder")
+    path = check_output(path)
     merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.parent / f".{path.name}.{kind}-{os.getpid()}" for kind in ("new", "old"))
-    try:
-        merged.save_pretrained(new)
-        processor.save_pretrained(new)
+    with replacing(path) as partial:
+        try:
+            merged.save_pretrained(partial)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(f"{path}: cannot write the weights: {error}") from error
+        processor.save_pretrained(partial)
         versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
-        (new / CHECKPOINT_INFO).write_text(json.dumps({**info, "versions": versions}, indent=2) + "\n")
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if not path.exists() and old.exists():
-            old.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+        (partial / CHECKPOINT_INFO).write_text(json.dumps({**info, "versions": versions}, indent=2) + "\n")
     return path

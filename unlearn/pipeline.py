@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,16 +11,20 @@ from typing import Any
 
 import torch
 
-from harness_tasks.evaluate import evaluate_checkpoint
+from harness_tasks.evaluate import evaluate_checkpoint, tasks_digest
 from medforget_dataset import LEVELS, BuildOptions, build
+from medforget_dataset.atomic import write_text
+from medforget_dataset.builder import VERSION
 from medforget_dataset.errors import UserError
+from medforget_dataset.processes import available_cores
 from medforget_dataset.views import training_views
 
+from .config import resolve
 from .finetune import finetune, pretrain
 from .methods import METHODS, get_method
 from .presets import PRESETS
 from .report import write_report
-from .stages import Run, Stage, read_run, stage_seconds, write_text
+from .stages import Run, Stage, read_run, stage_seconds
 from .unlearning import unlearn
 
 
@@ -89,6 +92,8 @@ def run(
         UserError: Unknown preset, level or method, or a folder that is not this version's run.
     """
     plan = _plan(preset, seed, levels, methods)
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: must be at least 1")
     settings = {"preset": preset, "plan": dataclasses.asdict(plan)}
     current = Run(runs / (name or preset), settings)
     with current.lock():
@@ -98,7 +103,7 @@ def run(
 
 def _default_jobs() -> int:
     # A process takes about 1.5 GB, and more than eight stages are never ready at a time.
-    return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
+    return 1 if torch.cuda.is_available() else min(available_cores(), 8)
 
 
 def _plan(preset: str, seed: int | None, levels: Sequence[str] | None, methods: Sequence[str] | None) -> Plan:
@@ -112,7 +117,12 @@ def _plan(preset: str, seed: int | None, levels: Sequence[str] | None, methods: 
         get_method(method)
     if seed is not None:
         plan = dataclasses.replace(plan, seed=seed, data=dataclasses.replace(plan.data, seed=seed))
-    return dataclasses.replace(plan, levels=tuple(levels or plan.levels), methods=tuple(methods or plan.methods))
+    # Each once, in the order given.
+    return dataclasses.replace(
+        plan,
+        levels=tuple(dict.fromkeys(levels or plan.levels)),
+        methods=tuple(dict.fromkeys(methods or plan.methods)),
+    )
 
 
 class _Experiment:
@@ -138,7 +148,7 @@ class _Experiment:
     def build(self) -> Stage:
         options = dataclasses.asdict(self.plan.data)
         make = partial(build, self.data, workers=self.workers, **options)
-        return Stage("build", self.data, make, inputs=options)
+        return Stage("build", self.data, make, inputs=options | {"version": VERSION})
 
     def turn(self) -> Stage:
         size = self.recipe.image_size
@@ -180,7 +190,8 @@ class _Experiment:
             views=self.views,
             **seed,
         )
-        return Stage(out.name, out, make, after=("vanilla",), inputs={"preset": presets.get(preset or "", {}), **seed})
+        instance, training = resolve(method, preset, **seed)
+        return Stage(out.name, out, make, after=("vanilla",), inputs={"method": instance.arguments(), **training})
 
     def evaluate(self, checkpoint: str, levels: Sequence[str], *, wrong_image: bool = False) -> Stage:
         name = f"{checkpoint}-wrong-image" if wrong_image else checkpoint
@@ -189,7 +200,9 @@ class _Experiment:
         tags += [] if wrong_image else ["medforget_general_med"]
         out = self.folder / "evaluation" / f"{name}.json"
         make = partial(_evaluate, self.folder / checkpoint, self.data, tags, out, wrong_image)
-        return Stage(f"evaluate-{name}", out, make, after=("build", checkpoint), inputs={"tags": tags})
+        return Stage(
+            f"evaluate-{name}", out, make, after=("build", checkpoint), inputs={"tags": tags, "tasks": tasks_digest()}
+        )
 
 
 def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_image: bool) -> None:

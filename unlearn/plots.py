@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from medforget_dataset.atomic import replacing
 
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -30,7 +31,7 @@ def plot_scores(
         for column, task in enumerate(metrics):
             axes = figure.add_subplot(len(levels), len(metrics), row * len(metrics) + column + 1)
             for shift, split, colour in ((-0.2, "forget", FORGET), (0.2, "retain", RETAIN)):
-                heights = [100 * values.get((method, level, split, task), 0.0) for method in methods]
+                heights = [100 * values.get((method, level, split, task), float("nan")) for method in methods]
                 axes.bar([i + shift for i in range(len(methods))], heights, 0.4, color=colour, label=split)
             axes.set_xticks(range(len(methods)), [titles[method] for method in methods], rotation=45, ha="right")
             axes.set_ylim(0, 105)
@@ -77,9 +78,5 @@ def _values(scores: list[dict[str, Any]], metrics: dict[str, str]) -> dict[tuple
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         figure.savefig(partial, dpi=150, format="png")
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)

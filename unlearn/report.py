@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any
 
 import jinja2
 
+from medforget_dataset.atomic import write_text
+from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
+from medforget_dataset.processes import available_cores
 from medforget_dataset.writer import read_record
 
 from .methods import METHODS
 from .plots import plot_forget_retain, plot_scores
-from .stages import write_text
 
 
 SPLITS = {"forget": "Forget ↓", "retain": "Retain ↑", "rephrase": "Rephrase ↓", "general_med": "General Med ↑"}
@@ -67,7 +68,7 @@ def write_report(folder: Path, settings: dict[str, Any], seconds: dict[str, floa
         "data": {key: record[key] for key in ("options", "restricted", "forgotten_rows")},
         "corpus": _corpus_sentence(record),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "cpu_count": os.cpu_count(),
+        "cpu_count": available_cores(),
         "seconds": seconds,
         "scores": scores,
         "wrong_image": wrong_image,
@@ -86,7 +87,11 @@ def titles() -> dict[str, str]:
 
 
 def _read(folder: Path, method: str, level: str, name: str) -> Iterable[Score]:
-    results = json.loads((folder / "evaluation" / f"{name}.json").read_text())
+    path = folder / "evaluation" / f"{name}.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged; finish the run with `medforget run`") from error
     for task_name, result in results.items():
         match = _TASK.fullmatch(task_name)
         if not match or match[1] not in (None, level):

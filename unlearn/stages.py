@@ -6,9 +6,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medforget_dataset.atomic import sweep, write_text
 from medforget_dataset.errors import UserError
 
 from .workers import Workers
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 RUN_FORMAT = 1
-_LEFTOVER = re.compile(r"\..+\.(new|old|partial|retired)-\d+")
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,12 @@ class Run:
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder = folder
-        path = folder / RUN_FILE
-        if path.is_file():
+        self.settings = settings
+        if (folder / RUN_FILE).is_file():
             read_run(folder)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists and is not a run (no {RUN_FILE}); choose another --name")
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"format": RUN_FORMAT, **settings}, indent=2) + "\n")
         self.records = folder / ".stages"
 
     @contextmanager
@@ -77,9 +73,9 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.folder}: another process is running this run; wait for it") from None
-            for path in [*self.folder.glob(".*"), *self.folder.glob("*/.*")]:
-                if _LEFTOVER.fullmatch(path.name):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for folder in (self.folder, self.records, self.folder / "evaluation"):
+                sweep(folder)
+            write_text(self.folder / RUN_FILE, json.dumps({"format": RUN_FORMAT, **self.settings}, indent=2) + "\n")
             yield
 
     def execute(self, stages: Sequence[Stage], jobs: int = 1) -> None:
@@ -91,14 +87,17 @@ class Run:
                 each runs in a process of its own with its share of the CPU cores, and writes to `logs/NAME.log`.
         """
         keys: dict[str, str] = {}
+        todo: list[Stage] = []
         for stage in stages:
             upstream = {name: keys[name] for name in stage.after}
             content = json.dumps({"inputs": stage.inputs, "after": upstream}, sort_keys=True, default=str)
             keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()
-        todo = [stage for stage in stages if not self._is_done(stage, keys[stage.name])]
-        for stage in stages:
-            if stage not in todo:
+            made_anew = {other.name for other in todo} & set(stage.after)
+            if not made_anew and self._is_done(stage, keys[stage.name]):
                 logger.info("%-28s done before", stage.name)
+                continue
+            (self.records / f"{stage.name}.json").unlink(missing_ok=True)
+            todo.append(stage)
         if jobs > 1 and todo:
             with Workers(self.folder / "logs", jobs) as workers:
                 workers.run(todo, lambda stage, seconds: self._record(stage, keys[stage.name], seconds))
@@ -110,11 +109,8 @@ class Run:
             self._record(stage, keys[stage.name], time.monotonic() - start)
 
     def _is_done(self, stage: Stage, key: str) -> bool:
-        record = self.records / f"{stage.name}.json"
-        if stage.output.exists() and _read_json(record).get("key") == key:
-            return True
-        record.unlink(missing_ok=True)
-        return False
+        record = _read_json(self.records / f"{stage.name}.json")
+        return stage.output.exists() and record.get("key") == key and "seconds" in record
 
     def _record(self, stage: Stage, key: str, seconds: float) -> None:
         self.records.mkdir(exist_ok=True)
@@ -142,19 +138,10 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
-    """How long each finished stage of a run took, in seconds."""
+    """How long each finished stage of a run took, in seconds, in the order in which they ended."""
     records = sorted((folder / ".stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return {path.stem: _read_json(path)["seconds"] for path in records}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    contents = {path.stem: _read_json(path) for path in records}
+    return {name: content["seconds"] for name, content in contents.items() if "seconds" in content}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from medforget_dataset.loading import find_data
 from medforget_dataset.views import training_views
 
 from .answers import score_dataset
-from .config import UnlearnConfig, resolve
+from .config import UnlearnConfig, make_config, resolve
 from .methods import EditingMethod, GradientMethod
-from .models import load_checkpoint, save_checkpoint
+from .models import check_output, is_restricted, load_checkpoint, save_checkpoint
 from .packing import PackedCollator, group_by_image
 from .presets import PRESETS
 from .trainer import UnlearnTrainer
@@ -63,11 +63,18 @@ def unlearn(
     if level not in LEVELS:
         raise UserError(f"--level {level}: unknown level; choose from {', '.join(LEVELS)}")
     instance, training = resolve(method, preset, **chosen)
+    if check_output(out).resolve() == Path(model).resolve():
+        raise UserError(f"--out {out}: is the checkpoint that is unlearned; choose another folder")
+    if isinstance(instance, GradientMethod):
+        # Before the hours of work that a wrong argument would end.
+        make_config(UnlearnConfig, output_dir=tempfile.gettempdir(), method=method, **training)
     folder = find_data(data)
+    recipe = PRESETS.get(preset or "")
+    if recipe and recipe.turned_views and isinstance(folder, str):
+        raise UserError(f"--preset {preset}: turned views are rendered from a dataset folder, not from {folder}")
     forget = load(f"{level}_forget", "train", data=folder)
     grouped = group_by_image(load("finetune", "train", data=folder), forget)
     base, processor = load_checkpoint(model)
-    recipe = PRESETS.get(preset or "")
     info: dict[str, Any] = {
         "stage": "unlearn",
         "base": str(model),
@@ -77,7 +84,7 @@ def unlearn(
         "method_arguments": instance.arguments(),
         "preset": preset,
         "arguments": training,
-        "restricted": any(forget["restricted"]),
+        "restricted": any(forget["restricted"]) or is_restricted(model),
     }
     if isinstance(instance, EditingMethod):
         info["edit"] = instance.edit(base, processor, grouped)
@@ -89,6 +96,7 @@ def unlearn(
             if recipe and recipe.turned_views
             else None,
             seed=int(training.get("seed", 0)),
+            max_length=training.get("max_length"),
         )
         info["log"] = _train(base, processor, grouped, collator, instance, level, disable_tqdm=quiet, **training)
     scores = exact_match_by_side(base, processor, grouped)
@@ -106,7 +114,8 @@ def _train(
     **training: Any,
 ) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
-        args = UnlearnConfig(
+        args = make_config(
+            UnlearnConfig,
             output_dir=scratch,
             method=method.name,
             method_args=json.dumps(method.arguments()),

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from medforget_dataset.processes import available_cores, start_worker
 
 
 if TYPE_CHECKING:
@@ -41,9 +43,9 @@ class Workers:
 
     def __enter__(self) -> Workers:
         self.logs.mkdir(exist_ok=True)
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = max(1, available_cores() // self.jobs)
         self._pool = ProcessPoolExecutor(
-            self.jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(), threads)
+            self.jobs, mp_context=get_context("spawn"), initializer=start_worker, initargs=(os.getpid(), threads)
         )
         return self
 
@@ -61,7 +63,7 @@ class Workers:
             finished (`Callable`): Told each stage and its duration in seconds.
         """
         waiting, running = list(stages), dict[Future, "Stage"]()
-        with tqdm(total=len(stages), desc="stages", unit="stage") as bar:
+        with tqdm(total=len(stages), desc="stages", unit="stage") as bar, logging_redirect_tqdm():
             while waiting or running:
                 blocked = {stage.name for stage in [*waiting, *running.values()]}
                 ready = [stage for stage in waiting if not blocked & set(stage.after)]
@@ -90,20 +92,6 @@ def _progress(log: Path) -> str:
     except FileNotFoundError:
         return ""
     return f"{percents[-1].decode()} %" if percents else ""
-
-
-def _start(parent: int, threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _make(stage: Stage, log: Path) -> float:

@@ -21,6 +21,8 @@ from ..radiographs.reports import write_report
 
 
 STUDY_SECTIONS = 4
+# Far below the number of names that Faker can make, so that drawing distinct ones ends.
+MAX_PATIENTS = 100_000
 _PLACES = (
     "Elm", "Northgate", "Lakeview", "Harbor", "Cedar Valley", "Summit Ridge", "Westbrook", "Saint Brendan",
     "Riverside", "Oakfield", "Highland", "Maple Grove", "Stonebridge", "Clearwater", "Ashford", "Pine Hollow",
@@ -32,7 +34,7 @@ class Corpus:
     """Rendered radiographs of patients who do not exist; see [`~medforget_dataset.corpora.CorpusProtocol`].
 
     Raises:
-        UserError: More sections a study, institutions or studies are asked for than the corpus can name.
+        UserError: Another number of sections a study, or more institutions or patients, than the corpus can name.
 
     Example:
         >>> from medforget_dataset.hierarchy import Counts
@@ -58,6 +60,8 @@ class Corpus:
             raise UserError(
                 f"--institutions {counts.institutions}: the embedded corpus names {len(_PLACES) * len(_KINDS)}"
             )
+        if counts.institutions * counts.patients > MAX_PATIENTS:
+            raise UserError(f"--patients {counts.patients}: the embedded corpus names {MAX_PATIENTS} patients in all")
         self.counts, self.seed = counts, seed
 
     def institutions(self) -> tuple[Institution, ...]:

@@ -68,7 +68,7 @@ KINDS = {
         ("breathing", "heart or circulation", "fever or wasting", "something else"),
         (
             "cough|dyspnea|wheez|hemoptysis|shortness of breath|sob\\b|hypoxia",
-            "chest pain|palpitation|syncope|swelling|edema",
+            "chest pain|palpitation|syncope|orthopnea|swelling|edema",
             "fever|sweats|chills|weight loss|sepsis",
             "",
         ),

@@ -32,19 +32,20 @@ _FINDING = (
 _WORDS = {
     "view": r"(?:single |upright |standing |erect |routine |portable |supine )?(?:frontal|ap|pa|lateral)"
     r"(?: digital)? view(?: in full inspiration)?|portable ap|pa and lateral|decubitus",
-    "symptom": "cough|dyspnea|shortness of breath|wheezing|hemoptysis|chest pain|palpitations|syncope|leg swelling|"
-    "fever|night sweats|chills|weight loss|fall|fatigue|dizziness|abdominal pain|hypoxia|weakness|sepsis|"
-    "altered mental status",
+    "service": r"(?:trauma|chest pain|intensive care|coronary care|step-down) unit|emergency department|"
+    r"(?:pulmonary|oncology|preoperative) clinic|(?:surgical|cardiology|geriatric) ward",
+    "symptom": "cough|dyspnea|shortness of breath|wheezing|hemoptysis|chest pain|palpitations|syncope|"
+    "orthopnea|leg swelling|fever|night sweats|chills|weight loss|fall|fatigue|dizziness|abdominal pain|hypoxia|"
+    "weakness|sepsis|altered mental status",
     "disease": "pneumonia|aspiration|heart failure|malignancy|metastas[ie]s|rib fracture|tuberculosis|line position|"
     "abscess|interval change|copd|asthma|pulmonary fibrosis|sarcoidosis|atrial fibrillation|coronary artery disease|"
     "aortic stenosis|breast cancer|colon cancer|lung cancer|lymphoma|melanoma|diabetes|chronic kidney disease|"
     "cirrhosis|stroke|hypertension|pulmonary embolism|acute cardiopulmonary (?:process|abnormality)",
-    "procedure": "appendectomy|cholecystectomy|hip replacement|coronary bypass|thyroidectomy|mastectomy|splenectomy|"
-    "hysterectomy|knee replacement|colectomy|sternotomy|lobectomy|intubation|transplant(?:ation)?",
+    "procedure": "appendectomy|cholecystectomy|gastrectomy|nephrectomy|hip replacement|coronary bypass|"
+    "thyroidectomy|mastectomy|splenectomy|hysterectomy|knee replacement|colectomy|sternotomy|lobectomy|"
+    "intubation|transplant(?:ation)?",
     "recommendation": r"chest ct|lateral radiograph|bedside ultrasound|clinical correlation|echocardiography|"
     r"repeat radiograph (?:tomorrow|in \d+ \w+)|specialist referral|follow-?up (?:ct|radiographs?)",
-    "service": r"(?:trauma|chest pain|intensive care|coronary care|step-down) unit|emergency department|"
-    r"(?:pulmonary|oncology|preoperative) clinic|(?:surgical|cardiology|geriatric) ward",
     "exposure": r"\d+(?:\.\d+)? (?:kvp|mas)|\d+:1",
     "change": "unchanged|stable|larger|smaller|increased|decreased|improved|worsened|resolved|new",
     "interval": r"\d+ (?:days?|weeks?|months?|years?)",

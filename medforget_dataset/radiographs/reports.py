@@ -28,9 +28,9 @@ SERVICES = (
 )  # fmt: skip
 SYMPTOMS = (
     "cough", "dyspnea", "wheezing", "hemoptysis",
-    "chest pain", "palpitations", "syncope", "leg swelling",
+    "chest pain", "palpitations", "orthopnea", "leg swelling",
     "fever", "night sweats", "chills", "weight loss",
-    "a fall", "fatigue", "dizziness", "abdominal pain",
+    "weakness", "fatigue", "dizziness", "abdominal pain",
 )  # fmt: skip
 QUESTIONS = (
     "pneumonia", "aspiration", "heart failure", "pulmonary edema", "malignancy", "metastasis",
@@ -43,8 +43,8 @@ HISTORIES = (
     "diabetes", "chronic kidney disease", "cirrhosis", "stroke",
 )  # fmt: skip
 SURGERIES = (
-    "appendectomy", "cholecystectomy", "hip replacement", "coronary bypass", "thyroidectomy", "mastectomy",
-    "splenectomy", "hysterectomy", "knee replacement", "colectomy",
+    "appendectomy", "cholecystectomy", "hip replacement", "coronary bypass", "thyroidectomy", "gastrectomy",
+    "splenectomy", "nephrectomy", "knee replacement", "colectomy",
 )  # fmt: skip
 RECOMMENDATIONS = (
     "chest CT", "lateral radiograph", "bedside ultrasound", "clinical correlation", "echocardiography",
@@ -56,6 +56,7 @@ INTERVALS = (
     "2 days", "4 days", "1 week", "2 weeks", "3 weeks", "5 weeks", "2 months", "3 months", "5 months", "7 months",
     "9 months", "1 year",
 )  # fmt: skip
+LAST_YEAR = 2024
 DURATIONS = ("2 days", "3 days", "5 days", "1 week", "10 days", "2 weeks")
 GRIDS = ("8:1", "10:1", "12:1")
 MEANS = ("by telephone", "in person", "by secure message", "by pager")
@@ -65,7 +66,7 @@ NEGATIVES = (
     "The trachea is midline.",
     "No free air lies under the diaphragm.",
     "No widening of the mediastinum.",
-    "The visible bones are intact.",
+    "The thoracic spine is aligned.",
     "No cavitary lesion.",
     "The hila are not enlarged.",
     "No subcutaneous emphysema.",
@@ -128,7 +129,9 @@ def _indication(rng: np.random.Generator, case: Case) -> str:
 
 
 def _clinical_history(rng: np.random.Generator, case: Case) -> str:
-    return f"History of {rng.choice(HISTORIES)}. Prior {rng.choice(SURGERIES)} in {rng.integers(1985, 2024)}."
+    # Not before the patient was of age.
+    year = rng.integers(max(1985, LAST_YEAR - case.age + 18), LAST_YEAR + 1)
+    return f"History of {rng.choice(HISTORIES)}. Prior {rng.choice(SURGERIES)} in {year}."
 
 
 def _technique(rng: np.random.Generator, case: Case) -> str:
