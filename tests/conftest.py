@@ -11,6 +11,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     MEDFORGET_CACHE=os.path.join(_HOME.name, "medforget"),
+    OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("MEDFORGET_DIR", None)

@@ -199,3 +199,15 @@ def test_structures_are_where_anatomy_says():
     axial = np.asarray(slice_image("axial", 0.25, 96))
     # The liver is on the image's left, in front.
     assert axial[40:55, 20:40].mean() > 120
+
+
+def test_every_finding_of_the_corpus_is_visible():
+    from medforget_dataset.corpora.embedded import Corpus
+    from medforget_dataset.hierarchy import Counts, walk_studies
+
+    corpus = Corpus(Counts(), seed=11)
+    for node in list(walk_studies(corpus.institutions()))[::25]:
+        findings = corpus.case(node.study.key).findings
+        for index, finding in enumerate(findings):
+            change = visible_change(node.patient.key, node.study.key, findings, index, size=112, seed=11)
+            assert change >= 6, (node.path, finding)

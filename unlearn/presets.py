@@ -46,7 +46,7 @@ class TinyPreset:
 
 PRESETS = {
     "tiny": TinyPreset(),
-    "tiny-robust": TinyPreset(epochs=90, redraw_wording=True, turned_views=True),
+    "tiny-robust": TinyPreset(epochs=80, redraw_wording=True, turned_views=True),
 }
 
 
