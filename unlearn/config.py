@@ -82,6 +82,8 @@ class FineTuneConfig(SFTConfig):
             self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
         self.dataloader_pin_memory = self.dataloader_pin_memory and on_gpu
         super().__post_init__()
+        # The older of the transformers versions we support read the switch under this name alone.
+        self.gradient_checkpointing = self.activation_checkpointing
 
     def _check_numbers(self) -> None:
         """Refuse what the trainer would take and misunderstand."""
