@@ -57,7 +57,13 @@ PLANS = {
         data=BuildOptions(institutions=4, patients=4),
         levels=("patient",),
         methods=("grad_diff", "kl_min", "npo", "manu"),
-        finetune={"num_train_epochs": 70, "per_device_train_batch_size": 2},
+        # Measured: with fewer passes, or a last learning rate of a tenth, a few identities of a quarter's patients are
+        # missed in one run and not in the next.
+        finetune={
+            "num_train_epochs": 85,
+            "per_device_train_batch_size": 2,
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.02},
+        },
     ),
 }
 
