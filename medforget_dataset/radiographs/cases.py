@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hierarchy import stable_number
-from .findings import Finding
+from .findings import HEART_SIZES, SIDES, SIZES, Finding
+from .volume import LOBES
 
 
-LOBES = ("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe")
-SIDES = ("right", "left")
-SIZES = ("small", "moderate", "large")
-DEGREES = ("mild", "moderate", "marked")
 ACUTE_KINDS = ("opacity", "nodule", "effusion", "pneumothorax")
 NODULE_MM = (10, 30)
 
@@ -57,7 +54,7 @@ def sample_cases(seed: int, patient_key: str, study_keys: list[str]) -> list[Cas
     age, sex = int(rng.integers(24, 88)), str(rng.choice(["man", "woman"]))
     chronic = []
     if rng.random() < CARDIOMEGALY:
-        chronic.append(Finding("cardiomegaly", "", str(rng.choice(DEGREES))))
+        chronic.append(Finding("cardiomegaly", "", str(rng.choice(list(HEART_SIZES)))))
     if rng.random() < PACEMAKER:
         chronic.append(Finding("pacemaker", str(rng.choice(SIDES)), ""))
     cases: list[Case] = []
