@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from medforget_dataset import CONFIGS, LEVELS, load
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
-from medforget_dataset.views import training_views
 
 from .answers import evaluate_exact_match
 from .config import FineTuneConfig, make_config
@@ -183,8 +182,7 @@ def finetune(
     # Before the hours of work that a wrong argument would end.
     make_config(FineTuneConfig, output_dir=tempfile.gettempdir(), **arguments)
     folder = find_data(data)
-    if recipe.turned_views and isinstance(folder, str):
-        raise UserError(f"--preset {preset}: turned views are rendered from a dataset folder, not from {folder}")
+    recipe.check_folder(folder)
     rows = load(config, "train", data=folder)
     seed = int(training.get("seed", 0))
     with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
@@ -193,14 +191,8 @@ def finetune(
             pretrain(folder, Path(scratch) / "base", preset=preset, seed=seed, quiet=quiet)
         base, processor = load_checkpoint(model or Path(scratch) / "base")
     grouped = group_by_image(rows)
-    collator = PackedCollator(
-        processor,
-        redraw_wording=recipe.redraw_wording,
-        views=training_views(Path(folder), size=recipe.image_size, file=views, workers=workers)
-        if recipe.turned_views
-        else None,
-        seed=seed,
-        max_length=training.get("max_length"),
+    collator = recipe.collator(
+        processor, folder, views=views, workers=workers, seed=seed, max_length=training.get("max_length")
     )
     dataset, batches = grouped, None
     if preset:

@@ -15,21 +15,18 @@ from medforget_dataset.atomic import replacing
 FORGET, RETAIN = "#d55e00", "#0072b2"
 PALETTE = ("#000000", "#999999", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442")
 
+# Scores between 0 and 1 by method, level, split and task.
+Values = dict[tuple[str, str, str, str], float]
+
 
 def plot_scores(
-    scores: list[dict[str, Any]],
-    levels: list[str],
-    methods: list[str],
-    metrics: dict[str, str],
-    titles: dict[str, str],
-    path: Path,
+    values: Values, levels: list[str], methods: list[str], tasks: list[str], titles: dict[str, str], path: Path
 ) -> None:
     """One panel a level and task: the forget and the retain score of every method, side by side."""
-    values = _values(scores, metrics)
-    figure = Figure(figsize=(3.2 * len(metrics), 2.6 * len(levels) + 0.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(tasks), 2.6 * len(levels) + 0.6), layout="constrained")
     for row, level in enumerate(levels):
-        for column, task in enumerate(metrics):
-            axes = figure.add_subplot(len(levels), len(metrics), row * len(metrics) + column + 1)
+        for column, task in enumerate(tasks):
+            axes = figure.add_subplot(len(levels), len(tasks), row * len(tasks) + column + 1)
             for shift, split, colour in ((-0.2, "forget", FORGET), (0.2, "retain", RETAIN)):
                 heights = [100 * values.get((method, level, split, task), float("nan")) for method in methods]
                 axes.bar([i + shift for i in range(len(methods))], heights, 0.4, color=colour, label=split)
@@ -43,15 +40,9 @@ def plot_scores(
 
 
 def plot_forget_retain(
-    scores: list[dict[str, Any]],
-    levels: list[str],
-    methods: list[str],
-    metrics: dict[str, str],
-    titles: dict[str, str],
-    path: Path,
+    values: Values, levels: list[str], methods: list[str], titles: dict[str, str], path: Path
 ) -> None:
     """Forget against retain in cloze, one point a method: the upper left corner has forgotten and kept."""
-    values = _values(scores, metrics)
     figure = Figure(figsize=(4.2 * len(levels) + 1.4, 3.8), layout="constrained")
     for number, level in enumerate(levels):
         axes = figure.add_subplot(1, len(levels), number + 1)
@@ -66,14 +57,6 @@ def plot_forget_retain(
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
     _save(figure, path)
-
-
-def _values(scores: list[dict[str, Any]], metrics: dict[str, str]) -> dict[tuple[str, str, str, str], float]:
-    return {
-        (s["method"], s["level"], s["split"], s["task"]): s["value"]
-        for s in scores
-        if s["metric"] == metrics[s["task"]]
-    }
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -7,10 +7,15 @@ trained with the arguments given.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import ProcessorMixin
 
 from medforget_dataset.errors import UserError
+from medforget_dataset.views import training_views
 
 from .models import TinyConfig
+from .packing import PackedCollator
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,46 @@ class TinyPreset:
     rehearsal_images: int = 16
     redraw_wording: bool = False
     turned_views: bool = False
+
+    def check_folder(self, folder: str | Path) -> None:
+        """Refuse a dataset from which this preset could not train.
+
+        Args:
+            folder (`str` or `Path`): As [`~medforget_dataset.loading.find_data`] gives it: a path or a Hub id.
+
+        Raises:
+            UserError: Turned views are rendered from the corpus, for which a Hub id does not do.
+        """
+        if self.turned_views and isinstance(folder, str):
+            raise UserError(f"this preset renders turned views from a dataset folder, for which {folder} does not do")
+
+    def collator(
+        self,
+        processor: ProcessorMixin,
+        folder: str | Path,
+        *,
+        views: Path | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+        max_length: int | None = None,
+    ) -> PackedCollator:
+        """A collator that draws wordings and images as this preset does.
+
+        Args:
+            processor ([`~transformers.ProcessorMixin`]): Processor of the model.
+            folder (`str` or `Path`): The dataset folder.
+            views (`Path`, *optional*): File in which turned views are kept.
+            workers (`int`, *optional*): Processes that render turned views.
+            seed (`int`, *optional*, defaults to `0`): Seed of the drawing.
+            max_length (`int`, *optional*): Longest packed sequence in tokens.
+        """
+        self.check_folder(folder)
+        turned = None
+        if self.turned_views:
+            turned = training_views(Path(folder), size=self.image_size, file=views, workers=workers)
+        return PackedCollator(
+            processor, redraw_wording=self.redraw_wording, views=turned, seed=seed, max_length=max_length
+        )
 
 
 PRESETS = {

@@ -18,7 +18,7 @@ from medforget_dataset.processes import available_cores
 from medforget_dataset.writer import read_record
 
 from .methods import METHODS
-from .plots import plot_forget_retain, plot_scores
+from .plots import Values, plot_forget_retain, plot_scores
 
 
 SPLITS = {"forget": "Forget ↓", "retain": "Retain ↑", "rephrase": "Rephrase ↓", "general_med": "General Med ↑"}
@@ -75,8 +75,9 @@ def write_report(folder: Path, settings: dict[str, Any], seconds: dict[str, floa
         "gaps": _gaps(scores, levels, methods),
     }
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
-    plot_scores(scores, levels, methods, MAIN_METRICS, titles(), folder / "scores.png")
-    plot_forget_retain(scores, levels, methods, MAIN_METRICS, titles(), folder / "forget-retain.png")
+    values = _main_values(scores)
+    plot_scores(values, levels, methods, list(MAIN_METRICS), titles(), folder / "scores.png")
+    plot_forget_retain(values, levels, methods, titles(), folder / "forget-retain.png")
     write_text(folder / "report.md", _markdown(report, levels, methods))
     return folder / "report.md"
 
@@ -155,6 +156,14 @@ def _markdown(report: dict[str, Any], levels: list[str], methods: list[str]) -> 
     )
 
 
+def _main_values(scores: list[Score]) -> Values:
+    return {
+        (s["method"], s["level"], s["split"], s["task"]): s["value"]
+        for s in scores
+        if s["metric"] == MAIN_METRICS[s["task"]]
+    }
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
@@ -168,11 +177,7 @@ def _table(scores: list[Score], levels: list[str], methods: list[str]) -> str:
         for task, title in columns
         if (split, task) != ("general_med", "identity")
     ]
-    values = {
-        (s["method"], s["level"], s["split"], s["task"]): s["value"]
-        for s in scores
-        if s["metric"] == MAIN_METRICS[s["task"]]
-    }
+    values = _main_values(scores)
     header = "| Method | Level | " + " | ".join(f"{SPLITS[split]} {title}" for split, _, title in shown) + " |"
     lines = [header, "|---|---|" + "---:|" * len(shown)]
     for level in levels:

@@ -14,14 +14,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from medforget_dataset import LEVELS, load
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
-from medforget_dataset.views import training_views
 
 from .answers import score_dataset
 from .config import UnlearnConfig, make_config, resolve
 from .methods import EditingMethod, GradientMethod
 from .models import check_output, is_restricted, load_checkpoint, save_checkpoint
 from .packing import PackedCollator, group_by_image
-from .presets import PRESETS
+from .presets import PRESETS, TinyPreset
 from .trainer import UnlearnTrainer
 
 
@@ -69,9 +68,8 @@ def unlearn(
         # Before the hours of work that a wrong argument would end.
         make_config(UnlearnConfig, output_dir=tempfile.gettempdir(), method=method, **training)
     folder = find_data(data)
-    recipe = PRESETS.get(preset or "")
-    if recipe and recipe.turned_views and isinstance(folder, str):
-        raise UserError(f"--preset {preset}: turned views are rendered from a dataset folder, not from {folder}")
+    recipe = PRESETS.get(preset or "", TinyPreset())
+    recipe.check_folder(folder)
     forget = load(f"{level}_forget", "train", data=folder)
     grouped = group_by_image(load("finetune", "train", data=folder), forget)
     base, processor = load_checkpoint(model)
@@ -89,12 +87,11 @@ def unlearn(
     if isinstance(instance, EditingMethod):
         info["edit"] = instance.edit(base, processor, grouped)
     elif isinstance(instance, GradientMethod):
-        collator = PackedCollator(
+        collator = recipe.collator(
             processor,
-            redraw_wording=bool(recipe and recipe.redraw_wording),
-            views=training_views(Path(folder), size=recipe.image_size, file=views, workers=workers)
-            if recipe and recipe.turned_views
-            else None,
+            folder,
+            views=views,
+            workers=workers,
             seed=int(training.get("seed", 0)),
             max_length=training.get("max_length"),
         )

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hierarchy import stable_number
-from .findings import HEART_SIZES, SIDES, SIZES, Finding
+from .findings import DIAMETERS_MM, HEART_SIZES, SIDES, SIZES, Finding
 from .volume import LOBES
 
 
 ACUTE_KINDS = ("opacity", "nodule", "effusion", "pneumothorax")
-NODULE_MM = (10, 30)
 
 # One quarter of the studies has neither opacity, effusion nor pneumothorax first, so that no classification letter
 # prevails.
@@ -79,7 +78,8 @@ def _study_findings(rng: np.random.Generator, chronic: list[Finding]) -> tuple[F
 def _acute(rng: np.random.Generator, kind: str) -> Finding:
     place = str(rng.choice(LOBES if kind in ("opacity", "nodule") else SIDES))
     if kind == "nodule":
-        return Finding(kind, place, "", diameter_mm=int(rng.integers(NODULE_MM[0], NODULE_MM[1] + 1)))
+        smallest, largest = DIAMETERS_MM
+        return Finding(kind, place, "", diameter_mm=int(rng.integers(smallest, largest + 1)))
     return Finding(kind, place, str(rng.choice(SIZES)))
 
 
