@@ -6,11 +6,12 @@ Example:
     ('finetune', 'institution_forget', 'institution_retain')
 """
 
-from .benchmark import CONFIGS, BuildOptions
+from .benchmark import CONFIGS
 from .builder import FEATURES, MedForget
 from .errors import UserError
 from .hierarchy import LEVELS, TASKS
 from .loading import load
+from .options import BuildOptions
 from .writer import build
 
 

@@ -6,20 +6,23 @@ import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from .corpora import get_corpus
+from .build_log import BuildLog
+from .corpora import CorpusProtocol, get_corpus
 from .errors import UserError
-from .hierarchy import LEVELS, Counts, StudyNode, stable_number, walk_studies
-from .partition import SELECTIONS, forget_ids
+from .general_med import general_med_rows
+from .hierarchy import LEVELS, StudyNode, stable_number, walk_studies
+from .options import BuildOptions
+from .partition import forget_ids
 from .processes import available_cores, start_worker
-from .questions import choose_clozes, rephrase_row, study_rows
+from .questions import rephrase_row, study_rows, template_questions
+from .views import turn_in_plane
 
 
 # Paper, section 3.3: the four SV-DRR variations.
@@ -36,69 +39,24 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 # High enough that the weakest finding survives compression.
 JPEG_QUALITY = 92
-# The patch grid of a Qwen2.5-VL image encoder is 28 pixels; below twice that nothing of a chest is left.
-IMAGE_SIZES = (56, 1024)
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Everything the content of a build depends on.
-
-    Args:
-        corpus (`str`, *optional*, defaults to `"embedded"`): A module of `medforget_dataset.corpora`.
-        institutions (`int`, *optional*, defaults to `8`): Institutions (paper, section 3.4; so are the next three).
-        patients (`int`, *optional*, defaults to `8`): Patients an institution.
-        studies (`int`, *optional*, defaults to `4`): Studies a patient.
-        sections (`int`, *optional*, defaults to `4`): Sections a study.
-        seed (`int`, *optional*, defaults to `0`): Another seed is another hospital.
-        selection (`str`, *optional*, defaults to `"stratified"`): See [`~medforget_dataset.partition.forget_ids`].
-        image_size (`int`, *optional*, defaults to `224`): Width and height of every image in pixels.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    corpus: str = "embedded"
-    institutions: int = 8
-    patients: int = 8
-    studies: int = 4
-    sections: int = 4
-    seed: int = 0
-    selection: str = "stratified"
-    image_size: int = 224
-
-    def __post_init__(self):
-        self.counts  # noqa: B018 - refuses counts that 25 % does not divide
-        get_corpus(self.corpus)
-        if self.selection not in SELECTIONS:
-            raise UserError(f"--selection {self.selection}: unknown selection; choose from {', '.join(SELECTIONS)}")
-        low, high = IMAGE_SIZES
-        if not low <= self.image_size <= high:
-            raise UserError(f"--image-size {self.image_size}: must be between {low} and {high} pixels")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: must not be negative")
-
-    @property
-    def counts(self) -> Counts:
-        """How many children a node has at each level."""
-        return Counts(self.institutions, self.patients, self.studies, self.sections)
 
 
 class Benchmark:
     """All rows of all configurations.
 
     Args:
-        options ([`BuildOptions`]): What to build.
+        options ([`~medforget_dataset.options.BuildOptions`]): What to build.
         workers (`int`, *optional*): Processes that render images, by default one a CPU core. The rows and the images
             do not depend on it.
+        log ([`~medforget_dataset.build_log.BuildLog`], *optional*): Told of every fault and oddity of the sources.
     """
 
-    def __init__(self, options: BuildOptions, workers: int | None = None):
-        self.options = options
+    def __init__(self, options: BuildOptions, workers: int | None = None, log: BuildLog | None = None):
+        self.options, self.log = options, log or BuildLog(options.on_error)
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise UserError(f"--workers {workers}: must be at least 1")
-        self.corpus = get_corpus(options.corpus)(options.counts, options.seed)
+        self.corpus = get_corpus(options.corpus)(options, self.log)
         self._images: dict[tuple[str, float], bytes] = {}
 
     @cached_property
@@ -109,13 +67,13 @@ class Benchmark:
     @cached_property
     def rows(self) -> list[dict]:
         """The rows of `finetune` without their images, sorted so that rows of one image are adjacent."""
-        clozes = choose_clozes(self.nodes, self.options.seed)
+        questions = template_questions(self.nodes, self.options.seed)
         shared: dict[str, Any] = {
             "seed": self.options.seed,
             "restricted": self.corpus.restricted,
             "source": self.corpus.name,
         }
-        return [row for node in self.nodes for row in study_rows(node, clozes, **shared)]
+        return [row for node in self.nodes for row in study_rows(node, questions, **shared)]
 
     def forgotten(self, level: str) -> set[str]:
         """Ids of the rows forgotten at a level."""
@@ -138,14 +96,22 @@ class Benchmark:
         rows = [row for row in self.rows if row["id"] in forget]
         if split == "forget":
             return rows
-        return [rephrase_row(row, view_angle=self._angle(row), seed=self.options.seed) for row in rows]
+        seed, method = self.options.seed, self.view_method
+        return [rephrase_row(row, view_angle=self._angle(row), view_method=method, seed=seed) for row in rows]
+
+    @property
+    def view_method(self) -> str:
+        """How turned views are made: `"projection"`, `"geometric"` or `"svdrr"`."""
+        return self.corpus.views if self.options.views == "auto" else self.options.views
 
     def examples(self, config: str, split: str) -> Iterator[dict]:
         """Complete rows of a split, images as encoded bytes, in the order in which they are written."""
         if config == "general_med":
-            for row in self.corpus.general_med(split, size=self.options.image_size):
+            # The mark holds for the folder as a whole: nobody has to tell the shareable part of it from the rest.
+            mark = {"restricted": self.corpus.restricted}
+            for row in general_med_rows(split, self.options):
                 image = {"bytes": encode_image(row["image"]), "path": f"{row['id'].split('/')[1]}.jpg"}
-                yield {**{key: value for key, value in row.items() if key != "held_out"}, "image": image}
+                yield {**{key: value for key, value in row.items() if key != "held_out"}, **mark, "image": image}
             return
         for row in self.config_rows(config):
             study = row["id"].split("/")[2]
@@ -174,28 +140,30 @@ class Benchmark:
         for path, angles in views.items():
             _, patient, study = path.split("/")
             by_patient.setdefault(patient, []).extend((study, angle) for angle in angles)
-        jobs = [(self.options, patient, tuple(wanted)) for patient, wanted in sorted(by_patient.items())]
+        jobs = [(patient, tuple(wanted)) for patient, wanted in sorted(by_patient.items())]
         images: dict[tuple[str, float], bytes] = {}
-        with tqdm(total=sum(len(job[2]) for job in jobs), desc="rendering images", unit="image") as bar:
+        with tqdm(total=sum(len(wanted) for _, wanted in jobs), desc="rendering images", unit="image") as bar:
             for done in self._map(jobs):
                 images |= done
                 bar.update(len(done))
         return images
 
     def _map(self, jobs: list[tuple]) -> Iterator[dict]:
+        render = partial(_render_patient, self.corpus, self.view_method, self.options.image_size)
         if self.workers == 1:
-            yield from map(_render_patient, jobs)
+            yield from map(render, jobs)
             return
         # spawn: forking a process that has run torch threads can hang.
         context, arguments = get_context("spawn"), (os.getpid(), 1)
         count = min(self.workers, len(jobs))
         with ProcessPoolExecutor(count, mp_context=context, initializer=start_worker, initargs=arguments) as pool:
-            yield from pool.map(_render_patient, jobs)
+            yield from pool.map(render, jobs)
 
     def _image(self, row_id: str, angle: float) -> bytes:
         _, patient, study = row_id.split("/")[:3]
         if (study, angle) not in self._images:
-            self._images |= _render_patient((self.options, patient, ((study, angle),)), self.corpus)
+            job, size = (patient, ((study, angle),)), self.options.image_size
+            self._images |= _render_patient(self.corpus, self.view_method, size, job)
         return self._images[study, angle]
 
     def _angle(self, row: dict) -> float:
@@ -216,10 +184,15 @@ def encode_image(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _render_patient(job: tuple, corpus=None) -> dict[tuple[str, float], bytes]:
-    options, patient, views = job
-    corpus = corpus or get_corpus(options.corpus)(options.counts, options.seed)
-    return {
-        (study, angle): encode_image(corpus.image(patient, study, view_angle=angle, size=options.image_size))
-        for study, angle in views
-    }
+def _render_patient(
+    corpus: CorpusProtocol, method: str, size: int, job: tuple[str, tuple[tuple[str, float], ...]]
+) -> dict[tuple[str, float], bytes]:
+    patient, views = job
+    images = {}
+    for study, angle in views:
+        if angle and method == "geometric":
+            image = turn_in_plane(corpus.image(patient, study, size=size), angle)
+        else:
+            image = corpus.image(patient, study, view_angle=angle, size=size)
+        images[study, angle] = encode_image(image)
+    return images

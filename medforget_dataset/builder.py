@@ -6,15 +6,16 @@ serve is the Parquet that [`~medforget_dataset.writer.build`] writes from the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import field, fields, make_dataclass
 
 import datasets
 
-from .benchmark import CONFIGS, SPLITS, Benchmark, BuildOptions
+from .benchmark import CONFIGS, SPLITS, Benchmark
 from .hierarchy import LEVELS, TASKS
+from .options import BuildOptions
 
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -31,6 +32,7 @@ FEATURES = datasets.Features(
         "study": datasets.Value("string"),
         "section": datasets.Value("string"),
         "view_angle": datasets.Value("float32"),
+        "view_method": datasets.Value("string"),
         "original_question": datasets.Value("string"),
         "source": datasets.Value("string"),
     }
@@ -43,30 +45,28 @@ DESCRIPTIONS = {
         f"{level}_forget_rephrase": f"The rows of {level}_forget in held-out wordings, seen from another angle."
         for level in LEVELS
     },
-    "general_med": "Anatomy questions that have nothing to do with any institution, patient or study.",
+    "general_med": "Medical questions that have nothing to do with any institution, patient or study.",
 }
 
 
-@dataclass
-class MedForgetConfig(datasets.BuilderConfig):
+class _ConfigBase(datasets.BuilderConfig):
     """A configuration together with the build options it is generated with.
 
-    Takes every field of [`~medforget_dataset.benchmark.BuildOptions`], with the same defaults.
+    Takes every field of [`~medforget_dataset.options.BuildOptions`], with the same defaults.
     """
-
-    corpus: str = BuildOptions.corpus
-    institutions: int = BuildOptions.institutions
-    patients: int = BuildOptions.patients
-    studies: int = BuildOptions.studies
-    sections: int = BuildOptions.sections
-    seed: int = BuildOptions.seed
-    selection: str = BuildOptions.selection
-    image_size: int = BuildOptions.image_size
 
     @property
     def options(self) -> BuildOptions:
         """The build options alone."""
         return BuildOptions(**{field.name: getattr(self, field.name) for field in fields(BuildOptions)})
+
+
+MedForgetConfig = make_dataclass(
+    "MedForgetConfig",
+    [(option.name, option.type, field(default=option.default)) for option in fields(BuildOptions)],
+    bases=(_ConfigBase,),
+    namespace={"__doc__": _ConfigBase.__doc__, "__module__": __name__},
+)
 
 
 class MedForget(datasets.GeneratorBasedBuilder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .atomic import replacing
-from .benchmark import SPLITS, Benchmark, BuildOptions
+from .benchmark import SPLITS, Benchmark
+from .build_log import LOG, BuildLog
 from .builder import DESCRIPTIONS, FEATURES, VERSION
 from .card import render_card
 from .errors import UserError
 from .hierarchy import LEVELS
+from .options import BuildOptions
 
+
+logger = logging.getLogger(__name__)
 
 RECORD = "build.json"
 FORMAT = "medforget"
@@ -61,7 +66,11 @@ def build(
     if not force and is_built(out, build_options):
         return out
     with replacing(out) as partial:
-        _write(partial, Benchmark(build_options, workers), record)
+        partial.mkdir()
+        log = BuildLog(build_options.on_error, partial / LOG)
+        _write(partial, Benchmark(build_options, workers, log), record)
+    for line in log.summary():
+        logger.warning(line)
     return out
 
 

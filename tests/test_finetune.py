@@ -9,7 +9,7 @@ from PIL import ImageChops
 from medforget_dataset import load
 from medforget_dataset.benchmark import REPHRASE_ANGLES, Benchmark
 from medforget_dataset.errors import UserError
-from medforget_dataset.views import TRAINING_ANGLES, training_views
+from medforget_dataset.training_views import TRAINING_ANGLES, training_views
 from unlearn.finetune import RehearsalBatches, finetune, make_tiny, pretrain
 from unlearn.models import load_checkpoint
 from unlearn.presets import PRESETS, TinyPreset
@@ -122,7 +122,7 @@ def _rendered(*_):
 
 def test_training_views_are_turned_and_never_the_evaluations(data_dir, tmp_path, monkeypatch):
     assert not set(TRAINING_ANGLES) & set(REPHRASE_ANGLES)
-    monkeypatch.setattr("medforget_dataset.views.TRAINING_ANGLES", TRAINING_ANGLES[:2])
+    monkeypatch.setattr("medforget_dataset.training_views.TRAINING_ANGLES", TRAINING_ANGLES[:2])
     file = tmp_path / "views.parquet"
     views = training_views(data_dir, size=56, file=file)
     assert len(views) == 64

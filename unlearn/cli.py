@@ -14,18 +14,17 @@ from typing import Any, NoReturn
 
 from datasets.exceptions import DatasetGenerationError
 
-from medforget_dataset.benchmark import BuildOptions
-from medforget_dataset.corpora import corpus_names
+from medforget_dataset.cli import COMMANDS as DATASET_COMMANDS
+from medforget_dataset.cli import say
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
-from medforget_dataset.partition import SELECTIONS
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of descriptions and adds defaults to options that have one worth naming."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
+        if action.default in (None, False, "", []):
             return action.help
         return super()._get_help_string(action)
 
@@ -48,19 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {unknown[0]}; it takes {', '.join(args.options)}")
         return args.run(args)
     except UserError as error:
-        _say(f"medforget {args.command}: {error}")
+        say(f"medforget {args.command}: {error}")
         return 2
     except (OSError, BrokenExecutor, DatasetGenerationError) as error:
         # `datasets` wraps what kept it from writing its cache.
-        _say(f"medforget {args.command}: {error.__cause__ or error}")
+        say(f"medforget {args.command}: {error.__cause__ or error}")
         return 1
     except KeyboardInterrupt:
-        _say(f"medforget {args.command}: stopped; what was there before is as it was")
+        say(f"medforget {args.command}: stopped; what was there before is as it was")
         return 130
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -82,69 +77,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
             fill(subparser)
             subparser.set_defaults(options=sorted(subparser._option_string_actions))
     return parser
-
-
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_build)
-    parser.description = (
-        "Build the dataset: Parquet for each of the 14 configurations, the card, and build.json.\n"
-        "The folder appears when it is complete; the same build is not made twice. One seed always gives the "
-        "same bytes."
-    )
-    parser.add_argument("--out", type=Path, default=Path("medforget"), help="folder to write")
-    parser.add_argument(
-        "--corpus", default=BuildOptions.corpus, help=f"where the data is from: {', '.join(corpus_names())}"
-    )
-    for name, of in (
-        ("institutions", ""),
-        ("patients", " an institution"),
-        ("studies", " a patient"),
-        ("sections", " a study"),
-    ):
-        default = getattr(BuildOptions, name)
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{name}{of}: {COUNT_HELP[name]}")
-    parser.add_argument("--seed", type=int, default=BuildOptions.seed, help="another seed is another hospital")
-    parser.add_argument(
-        "--selection",
-        default=BuildOptions.selection,
-        help=f"which quarter is forgotten: {', '.join(SELECTIONS)}. stratified: a quarter of every node's children; "
-        "nested: everything under the same institutions; flat: as many rows, at random",
-    )
-    parser.add_argument("--image-size", type=int, default=BuildOptions.image_size, help="pixels a side")
-    parser.add_argument("--workers", type=int, help="processes that render images (default: one a CPU core)")
-    parser.add_argument("--force", action="store_true", help="build again even if the folder holds this build")
-
-
-COUNT_HELP = dict.fromkeys(("institutions", "patients", "studies"), "a multiple of 4")
-COUNT_HELP["sections"] = "a multiple of 4, of which the embedded corpus writes 4"
-
-
-def _build(args: argparse.Namespace) -> int:
-    from medforget_dataset import build
-
-    options = {field.name: getattr(args, field.name) for field in fields(BuildOptions)}
-    folder = build(args.out, workers=args.workers, force=args.force, **options)
-    _say(f"{folder}: {BuildOptions(**options).counts.rows} rows; load_dataset({str(folder)!r}, 'patient_forget')")
-    return 0
-
-
-def _add_validate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_validate)
-    parser.description = (
-        "Recount every invariant of a dataset from its files: counts, complements, wordings, balance, images.\n"
-        "Prints one line for each violation and exits with 1 if there is any."
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("medforget"), help="dataset folder")
-
-
-def _validate(args: argparse.Namespace) -> int:
-    from medforget_dataset.validate import validate
-
-    problems = validate(args.folder)
-    for problem in problems:
-        _say(problem)
-    _say(f"{args.folder}: {f'{len(problems)} violations' if problems else 'every invariant holds'}")
-    return 1 if problems else 0
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -347,7 +279,7 @@ def _run(args: argparse.Namespace) -> int:
         workers=args.workers,
         jobs=args.jobs,
     )
-    _say(f"report: {report}")
+    say(f"report: {report}")
     return 0
 
 
@@ -363,19 +295,18 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> int:
     from .pipeline import write_run_report
 
-    _say(f"report: {write_run_report(args.folder)}")
+    say(f"report: {write_run_report(args.folder)}")
     return 0
 
 
 def _print_scores(out: Path, scores: dict[str, dict[str, float]]) -> None:
-    _say(f"{out}: rows answered exactly")
+    say(f"{out}: rows answered exactly")
     for side, tasks in scores.items():
-        _say(f"  {side:12s}" + "  ".join(f"{task} {100 * value:.1f} %" for task, value in tasks.items()))
+        say(f"  {side:12s}" + "  ".join(f"{task} {100 * value:.1f} %" for task, value in tasks.items()))
 
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "build": ("build the dataset folder", _add_build),
-    "validate": ("check a dataset folder", _add_validate),
+    **DATASET_COMMANDS,
     "pretrain": ("make the tiny model", _add_pretrain),
     "finetune": ("teach a model the benchmark", _add_finetune),
     "unlearn": ("make a checkpoint forget a level", _add_unlearn),

@@ -17,7 +17,7 @@ from medforget_dataset.atomic import write_text
 from medforget_dataset.builder import VERSION
 from medforget_dataset.errors import UserError
 from medforget_dataset.processes import available_cores
-from medforget_dataset.views import training_views
+from medforget_dataset.training_views import training_views
 
 from .config import resolve
 from .finetune import finetune, pretrain

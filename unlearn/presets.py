@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import ProcessorMixin
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.views import training_views
+from medforget_dataset.training_views import training_views
 
 from .models import TinyConfig
 from .packing import PackedCollator

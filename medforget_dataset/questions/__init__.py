@@ -10,18 +10,47 @@ from typing import Any
 from ..hierarchy import StudyNode, stable_number
 from .classification import classification_kind
 from .cloze import BLANK, Cloze, choose_clozes
-from .phrasings import CLASSIFICATION, CLOZE, GENERATION, IDENTITY, Phrasings
+from .phrasings import CLASSIFICATION, CLOZE, GENERATION, IDENTITY, Phrasings, SectionQuestions
 
 
-__all__ = ["BLANK", "Cloze", "choose_clozes", "make_row", "rephrase_row", "study_rows"]
+__all__ = ["BLANK", "Cloze", "SectionQuestions", "make_row", "rephrase_row", "study_rows", "template_questions"]
 
 
-def study_rows(node: StudyNode, clozes: dict[tuple[str, str], Cloze], *, seed: int, restricted: bool, source: str):
+def template_questions(nodes: list[StudyNode], seed: int) -> dict[tuple[str, str], SectionQuestions]:
+    """The deterministic generator: fixed wordings, a salient term hidden, constant options for a kind of section.
+
+    Args:
+        nodes (`list[StudyNode]`): All studies.
+        seed (`int`): See [`~medforget_dataset.questions.cloze.choose_clozes`].
+
+    Returns:
+        `dict`: (study path, section key) to [`SectionQuestions`].
+    """
+    clozes = choose_clozes(nodes, seed)
+    questions = {}
+    for node in nodes:
+        for section in node.study.sections:
+            kind, cloze = classification_kind(section), clozes[node.path, section.key]
+            slots = {"section": section.name, "sentence": cloze.sentence, "question": kind.text}
+            questions[node.path, section.key] = SectionQuestions(
+                GENERATION.fill(**slots),
+                CLOZE.fill(**slots),
+                cloze.answer,
+                CLASSIFICATION.fill(**slots),
+                kind.options,
+                kind.answer(section.text),
+            )
+    return questions
+
+
+def study_rows(
+    node: StudyNode, questions: dict[tuple[str, str], SectionQuestions], *, seed: int, restricted: bool, source: str
+) -> list[dict]:
     """All rows of one study.
 
     Args:
         node ([`~medforget_dataset.hierarchy.StudyNode`]): The study and what is above it.
-        clozes (`dict`): (study path, section key) to [`Cloze`], from [`choose_clozes`].
+        questions (`dict`): (study path, section key) to [`SectionQuestions`].
         seed (`int`): Which wording a row has.
         restricted (`bool`): Copied into every row.
         source (`str`): The corpus' name, copied into every row.
@@ -33,28 +62,21 @@ def study_rows(node: StudyNode, clozes: dict[tuple[str, str], Cloze], *, seed: i
     names = {"institution": node.institution.name, "patient": node.patient.name, "study": node.study.identifier}
     shared: dict[str, Any] = {"restricted": restricted, "source": source, "seed": seed, **names}
     rows = [
-        make_row(f"{node.path}/{level}", "identity", level, IDENTITY[level], {}, answer=name, section="", **shared)
+        make_row(f"{node.path}/{level}", "identity", level, IDENTITY[level], answer=name, section="", **shared)
         for level, name in names.items()
     ]
     for section in node.study.sections:
-        kind, cloze = classification_kind(section), clozes[node.path, section.key]
-        slots = {"section": section.name, "sentence": cloze.sentence, "question": kind.text}
+        asked = questions[node.path, section.key]
         path = f"{node.path}/{section.key}"
         shared["section"] = section.name
-        rows += [
-            make_row(f"{path}/generation", "generation", "section", GENERATION, slots, answer=section.text, **shared),
-            make_row(f"{path}/cloze", "cloze", "section", CLOZE, slots, answer=cloze.answer, **shared),
-            make_row(
-                f"{path}/classification",
-                "classification",
-                "section",
-                CLASSIFICATION,
-                slots,
-                answer=kind.answer(section.text),
-                choices=list(kind.options),
-                **shared,
-            ),
-        ]
+        for task, phrasings, answer, choices in (
+            ("generation", asked.generation, section.text, []),
+            ("cloze", asked.cloze, asked.cloze_answer, []),
+            ("classification", asked.classification, asked.letter, list(asked.options)),
+        ):
+            rows.append(
+                make_row(f"{path}/{task}", task, "section", phrasings, answer=answer, choices=choices, **shared)
+            )
     return rows
 
 
@@ -63,7 +85,6 @@ def make_row(
     task: str,
     level: str,
     phrasings: Phrasings,
-    slots: dict[str, str],
     *,
     answer: str,
     seed: int,
@@ -80,7 +101,7 @@ def make_row(
     The private key `held_out` holds the wordings that only a rephrase row may use; it is dropped when rows are
     written.
     """
-    wordings = [wording.format(**slots) for wording in phrasings.training]
+    wordings = list(phrasings.training)
     return {
         "id": id,
         "question": wordings[stable_number(seed, id, "wording") % len(wordings)],
@@ -95,13 +116,14 @@ def make_row(
         "study": study,
         "section": section,
         "view_angle": 0.0,
+        "view_method": "original",
         "original_question": "",
         "source": source,
-        "held_out": [wording.format(**slots) for wording in phrasings.held_out],
+        "held_out": list(phrasings.held_out),
     }
 
 
-def rephrase_row(row: dict, *, view_angle: float, seed: int) -> dict:
+def rephrase_row(row: dict, *, view_angle: float, view_method: str, seed: int) -> dict:
     """The row asked anew: a wording that training never uses and a view from another angle; same answer."""
     held_out = row["held_out"]
     return {
@@ -109,5 +131,6 @@ def rephrase_row(row: dict, *, view_angle: float, seed: int) -> dict:
         "id": f"{row['id']}/rephrase",
         "question": held_out[stable_number(seed, row["id"], "rephrase") % len(held_out)],
         "view_angle": view_angle,
+        "view_method": view_method,
         "original_question": row["question"],
     }

@@ -20,6 +20,30 @@ class Phrasings(NamedTuple):
     training: tuple[str, ...]
     held_out: tuple[str, ...]
 
+    def fill(self, **slots: str) -> Phrasings:
+        """The wordings with `{section}`, `{sentence}` and `{question}` filled."""
+        return Phrasings(*(tuple(wording.format(**slots) for wording in wordings) for wordings in self))
+
+
+class SectionQuestions(NamedTuple):
+    """What is asked about one section of a report.
+
+    Args:
+        generation ([`Phrasings`]): Questions whose answer is the section's text.
+        cloze ([`Phrasings`]): Questions with one blank each, in a sentence of the section.
+        cloze_answer (`str`): What fills the blank.
+        classification ([`Phrasings`]): Questions with the options inline.
+        options (`tuple[str, str, str, str]`): What the letters A to D stand for.
+        letter (`str`): The right one.
+    """
+
+    generation: Phrasings
+    cloze: Phrasings
+    cloze_answer: str
+    classification: Phrasings
+    options: tuple[str, str, str, str]
+    letter: str
+
 
 IDENTITY = {
     "institution": Phrasings(

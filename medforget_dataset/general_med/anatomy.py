@@ -7,14 +7,15 @@ other set it asks in generation, cloze and classification form.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from .questions import BLANK, make_row
-from .questions.classification import LETTERS
-from .questions.phrasings import Phrasings
-from .radiographs import render, slice_image, slice_structures
+from ..questions import BLANK, make_row
+from ..questions.classification import LETTERS
+from ..questions.phrasings import Phrasings
+from ..radiographs import render, slice_image, slice_structures
 
 
 # Images a plane or view: enough that neighbouring slices of a test slice are in train.
@@ -37,18 +38,26 @@ LARGEST = {
 }
 ORDINALS = ("largest", "second largest", "third largest")
 
-GENERATION = (
-    "Describe the anatomy in this image.",
-    "What does this image show?",
-    "Which anatomy is seen here?",
-    "Give a short description of this image.",
+GENERATION = Phrasings(
+    (
+        "Describe the anatomy in this image.",
+        "What does this image show?",
+        "Which anatomy is seen here?",
+        "Give a short description of this image.",
+    ),
+    (),
 )
-CLOZE = ("Complete: {sentence}", "Fill in the blank: {sentence}", "What is missing? {sentence}", "Name it: {sentence}")
-CLASSIFICATION = (
-    "{question}",
-    "Choose one option. {question}",
-    "Answer with a letter. {question}",
-    "Quiz: {question}",
+CLOZE = Phrasings(
+    ("Complete: {sentence}", "Fill in the blank: {sentence}", "What is missing? {sentence}", "Name it: {sentence}"), ()
+)
+CLASSIFICATION = Phrasings(
+    (
+        "{question}",
+        "Choose one option. {question}",
+        "Answer with a letter. {question}",
+        "Quiz: {question}",
+    ),
+    (),
 )
 
 
@@ -74,6 +83,11 @@ def anatomy_rows(split: str, *, size: int, seed: int) -> list[dict]:
     Returns:
         `list[dict]`: Rows with `image` as a `PIL.Image.Image`, three an image.
     """
+    return [row for entry in _facts(split, size, seed) for row in _rows(entry, seed)]
+
+
+@lru_cache(maxsize=2)
+def _facts(split: str, size: int, seed: int) -> list[_Facts]:
     facts = [
         _slice_facts(plane, number, size)
         for plane, count in SLICES.items()
@@ -86,7 +100,7 @@ def anatomy_rows(split: str, *, size: int, seed: int) -> list[dict]:
         for view in VIEWS
         if (person % 3 == 1) == (split == "test")
     ]
-    return [row for entry in facts for row in _rows(entry, seed)]
+    return facts
 
 
 def _slice_facts(plane: str, number: int, size: int) -> _Facts:
@@ -132,11 +146,10 @@ def _rows(facts: _Facts, seed: int) -> list[dict]:
         "restricted": False,
         "source": "embedded",
         "level": "section",
-        "slots": slots,
     }
     rows = [
-        make_row(f"{path}/{task}", task, phrasings=Phrasings(wordings, ()), answer=answer, choices=choices, **shared)
-        for task, wordings, answer, choices in (
+        make_row(f"{path}/{task}", task, phrasings=phrasings.fill(**slots), answer=answer, choices=choices, **shared)
+        for task, phrasings, answer, choices in (
             ("generation", GENERATION, facts.description, []),
             ("cloze", CLOZE, facts.missing, []),
             ("classification", CLASSIFICATION, LETTERS[facts.choices.index(facts.right)], list(facts.choices)),

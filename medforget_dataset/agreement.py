@@ -1,0 +1,67 @@
+"""What a data use agreement forbids: restricted text and images stay on this machine.
+
+PhysioNet counts sending credentialed data to an online service as sharing it with a third party (statement of
+2025-09-24 on the responsible use of language models), so only a model on this machine may read them, unless the user
+names who agreed to more.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from .errors import UserError
+
+
+RESTRICTED_NOTICE = "Restricted: derived from data under a data use agreement; must not be shared."
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine. Names are not looked up: only `localhost` is known to be.
+
+    Example:
+        >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("https://api.example.org/v1")
+        (True, False)
+    """
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_endpoint(url: str, *, restricted: bool, complies: str) -> None:
+    """Refuse an endpoint to which restricted text must not go. Nothing is sent and no name is looked up.
+
+    Args:
+        url (`str`): The endpoint.
+        restricted (`bool`): Whether the text that would be sent stands under an agreement.
+        complies (`str`): Who agreed, under what terms, that it may go there; empty if nobody did.
+
+    Raises:
+        UserError: The text is restricted, the endpoint is not this machine, and nobody agreed.
+    """
+    if restricted and not is_loopback(url) and not complies.strip():
+        raise UserError(
+            f"--endpoint {url}: is not this machine, and the corpus is restricted: its text must not leave; serve a "
+            'model on 127.0.0.1, or state --endpoint-complies "who agreed, under what terms"'
+        )
+
+
+def check_sharing(what: str, *, restricted: bool, target: str) -> None:
+    """Refuse to publish something that is restricted.
+
+    Args:
+        what (`str`): The dataset or checkpoint.
+        restricted (`bool`): Whether it derives from data under an agreement.
+        target (`str`): Where it would go, as the user named it.
+
+    Raises:
+        UserError: It is restricted.
+    """
+    if restricted:
+        raise UserError(
+            f"{target}: {what} is restricted (derived from data under a data use agreement) and cannot be published"
+        )
