@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from .agreement import RESTRICTED_NOTICE
 from .benchmark import CONFIGS, SPLITS, Benchmark
+from .corpora import CorpusProtocol
 from .hierarchy import LEVELS
+from .options import BuildOptions, command
 
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
+VIEW_NOTES = {
+    "projection": "Turned views are true projections of the deformed volume.",
+    "geometric": "**Turned views are pictures turned in their plane**, not views of the patient from another side: an "
+    "acquired radiograph has no depth, and no generative model was given.",
+    "svdrr": "Turned views were imagined by SV-DRR, a generative model, from the one acquired image.",
+}
+TEMPLATE_NOTE = (
+    "Questions come from fixed wordings. A cloze hides the clinically salient term that the rest of its sentence "
+    "gives least away. Classification has one constant set of four options for each kind of section, so that options "
+    "cannot identify a study."
+)
+LLM_NOTE = (
+    "Questions, options and paraphrases were written by the language model `{model}` at `{endpoint}` and checked by "
+    "rule: a cloze answer is a verbatim span of its section, no question contains its answer. Options differ from "
+    "study to study, so that part of a classification score may come from recognising them."
+)
+GENERAL_MED_NOTE = "General-med rows ask anatomy on slices and projections of the embedded CT."
 
 
 def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict, descriptions: dict[str, str]) -> str:
@@ -29,15 +50,16 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
         `str`: The README with its YAML head.
     """
     corpus, options = benchmark.corpus, benchmark.options
+    license: dict[str, Any] = _license(corpus)
     data = DatasetCardData(
         language="en",
-        license=corpus.license,
+        **license,
         pretty_name="MedForget",
         size_categories=[_size_category(sum(split["rows"] for split in splits.values()))],
         task_categories=["visual-question-answering"],
         configs=[_config_entry(name) for name in CONFIGS],
-        dataset_info=_dataset_infos(features, splits, descriptions),
-        tags=["machine-unlearning", "medical", "radiology", "chest-x-ray", "benchmark", "synthetic"],
+        dataset_info=_dataset_infos(corpus, features, splits, descriptions),
+        tags=_tags(corpus),
     )
     sections = Counter(row["section"] for row in benchmark.rows if row["task"] == "generation")
     return str(
@@ -47,6 +69,12 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
             corpus=corpus,
             options=options,
             counts=options.counts,
+            command=command(options),
+            view_method=benchmark.view_method,
+            view_note=VIEW_NOTES[benchmark.view_method],
+            question_note=_question_note(options),
+            general_med_note=GENERAL_MED_NOTE,
+            log_counts=benchmark.log.skipped.most_common(),
             studies=len(benchmark.nodes),
             rows=len(benchmark.rows),
             forgotten={level: len(benchmark.forgotten(level)) for level in LEVELS},
@@ -56,12 +84,36 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
     )
 
 
+def _license_text(corpus: CorpusProtocol) -> str:
+    return corpus.license_name or corpus.license
+
+
 def _config_entry(name: str) -> dict:
     files = [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in SPLITS[name]]
     return {"config_name": name, "data_files": files} | ({"default": True} if name == "finetune" else {})
 
 
-def _dataset_infos(features: datasets.Features, splits: dict, descriptions: dict[str, str]) -> list[dict]:
+def _license(corpus: CorpusProtocol) -> dict[str, str]:
+    names = {"license": corpus.license, "license_name": corpus.license_name, "license_link": corpus.license_link}
+    return {name: value for name, value in names.items() if value}
+
+
+def _tags(corpus: CorpusProtocol) -> list[str]:
+    kind = ["synthetic"] if corpus.name == "embedded" else ["restricted"] if corpus.restricted else []
+    subject = [] if corpus.name == "table" else ["radiology", "chest-x-ray"]
+    return ["machine-unlearning", "medical", *subject, "benchmark", *kind]
+
+
+def _question_note(options: BuildOptions) -> str:
+    if options.questions == "templates":
+        return TEMPLATE_NOTE
+    agreed = f" {options.endpoint_complies}" if options.endpoint_complies else ""
+    return f"{LLM_NOTE.format(model=options.llm_model, endpoint=options.endpoint)}{agreed}"
+
+
+def _dataset_infos(
+    corpus: CorpusProtocol, features: datasets.Features, splits: dict, descriptions: dict[str, str]
+) -> list[dict]:
     entries = []
     for name in CONFIGS:
         own = {split: splits[name, split] for split in SPLITS[name]}
@@ -80,7 +132,9 @@ def _dataset_infos(features: datasets.Features, splits: dict, descriptions: dict
         # `load_dataset` keeps what it prepared under a name made from this head, not from the files' content: with
         # the files' digests in it, another build is never answered from the cache of this one.
         digests = " ".join(x["sha256"][:16] for x in own.values())
-        entries.append(info._to_yaml_dict() | {"description": f"{descriptions[name]} Content {digests}."})
+        mark = f"{RESTRICTED_NOTICE} " if corpus.restricted else ""
+        described = {"description": f"{mark}{descriptions[name]} Content {digests}.", "license": _license_text(corpus)}
+        entries.append(info._to_yaml_dict() | described)
     return entries
 
 

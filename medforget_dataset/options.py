@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,6 +21,8 @@ CHOICES = {
     "questions": ("templates", "llm"),
     "views": ("auto", "geometric", "svdrr"),
 }
+
+FOLDERS = ("root", "images", "svdrr", "svdrr_model")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -124,6 +127,25 @@ class BuildOptions:
     def changed(self) -> dict[str, Any]:
         """The options that differ from their defaults, in order."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+def command(options: BuildOptions) -> str:
+    """The call that builds the same, with folders of the machine left out.
+
+    Example:
+        >>> command(BuildOptions(seed=3, section_kinds="any", patients=4))
+        'medforget build --patients 4 --sections 4 any --seed 3'
+    """
+    words = ["medforget", "build"]
+    changed = options.changed()
+    for name in (option.name for option in fields(options)):
+        if name == "sections":
+            kinds = [options.section_kinds] if "section_kinds" in changed else []
+            if kinds or name in changed:
+                words += ["--sections", str(options.sections), *kinds]
+        elif name in changed and name != "section_kinds":
+            words += [flag(name), name.upper() if name in FOLDERS else shlex.quote(str(changed[name]))]
+    return " ".join(words)
 
 
 def flag(name: str) -> str:

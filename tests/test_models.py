@@ -10,7 +10,8 @@ from stand_in import SMALL, make_model, make_rows
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
 from medforget_dataset import UserError
-from unlearn.models import CHAT_TEMPLATE, CHECKPOINT_INFO, SPECIAL_TOKENS, load_checkpoint, save_checkpoint, tiny_model
+from medforget_dataset.hub import CHECKPOINT_INFO
+from unlearn.models import CHAT_TEMPLATE, SPECIAL_TOKENS, load_checkpoint, save_checkpoint, tiny_model
 
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")

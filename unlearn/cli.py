@@ -1,4 +1,4 @@
-"""The command line: `medforget build | validate | pretrain | finetune | unlearn | run | report`."""
+"""The command line: `medforget build | validate | push | pretrain | finetune | unlearn | run | report`."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import CONFIGS, LEVELS, load
+from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
@@ -184,6 +185,8 @@ def finetune(
     folder = find_data(data)
     recipe.check_folder(folder)
     rows = load(config, "train", data=folder)
+    restricted = any(rows["restricted"]) or is_restricted(model)
+    check_sharing("the checkpoint", restricted=restricted and bool(arguments.get("push_to_hub")), target="push_to_hub")
     seed = int(training.get("seed", 0))
     with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
         if model is None and preset is not None:
@@ -219,7 +222,7 @@ def finetune(
         "preset": preset,
         "recipe": dataclasses.asdict(recipe) if preset else None,
         "arguments": arguments,
-        "restricted": any(rows["restricted"]) or is_restricted(model),
+        "restricted": restricted,
         "exact_match": scores,
         "log": log,
     }

@@ -32,9 +32,11 @@ from transformers import (
 
 from medforget_dataset.atomic import replacing
 from medforget_dataset.errors import UserError
+from medforget_dataset.hub import CHECKPOINT_INFO
+
+from .model_card import render_model_card
 
 
-CHECKPOINT_INFO = "medforget.json"
 RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 # In the order of Qwen2.5-VL's own vocabulary.
@@ -303,7 +305,8 @@ def save_checkpoint(
     path: str | os.PathLike, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, info: dict[str, Any]
 ) -> Path:
     """
-    Write a checkpoint that `from_pretrained` reads: weights as safetensors, processor, and `medforget.json`.
+    Write a checkpoint that `from_pretrained` reads: weights as safetensors, processor, `medforget.json` and a
+    card.
 
     The folder appears complete or not at all. A LoRA adapter is merged into the model, in place, before writing.
 
@@ -334,4 +337,5 @@ def save_checkpoint(
         processor.save_pretrained(partial)
         versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
         (partial / CHECKPOINT_INFO).write_text(json.dumps({**info, "versions": versions}, indent=2) + "\n")
+        (partial / "README.md").write_text(render_model_card(info), encoding="utf-8")
     return path

@@ -12,6 +12,7 @@ import datasets
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import LEVELS, load
+from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
@@ -71,6 +72,8 @@ def unlearn(
     recipe = PRESETS.get(preset or "", TinyPreset())
     recipe.check_folder(folder)
     forget = load(f"{level}_forget", "train", data=folder)
+    restricted = any(forget["restricted"]) or is_restricted(model)
+    check_sharing("the checkpoint", restricted=restricted and bool(training.get("push_to_hub")), target="push_to_hub")
     grouped = group_by_image(load("finetune", "train", data=folder), forget)
     base, processor = load_checkpoint(model)
     info: dict[str, Any] = {
@@ -82,7 +85,7 @@ def unlearn(
         "method_arguments": instance.arguments(),
         "preset": preset,
         "arguments": training,
-        "restricted": any(forget["restricted"]) or is_restricted(model),
+        "restricted": restricted,
     }
     if isinstance(instance, EditingMethod):
         info["edit"] = instance.edit(base, processor, grouped)

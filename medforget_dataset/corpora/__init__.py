@@ -37,6 +37,14 @@ class CorpusProtocol(Protocol):
     """Whether the data stands under an agreement that forbids sharing; written to every row."""
     license: str
     """Identifier of the data's licence, as the Hub spells it; `"other"` for an agreement."""
+    license_name: str
+    """The agreement's or licence's name in words; empty where `license` says it."""
+    license_link: str
+    """Where its text stands; empty where `license` says it."""
+    real_institutions: bool
+    """Whether the institutions' names are the source's own."""
+    grouping_note: str
+    """What the card must say about how studies were grouped; empty where patients are the source's own."""
     attribution: str
     """Who made the data and under which terms, for the card."""
     reads_files: bool

@@ -58,7 +58,11 @@ class HospitalCorpus(ABC):
     name: ClassVar[str]
     restricted: bool
     license: str
+    license_name: ClassVar[str] = ""
+    license_link: ClassVar[str] = ""
     attribution: str
+    real_institutions: ClassVar[bool] = False
+    grouping_note: ClassVar[str] = ""
     reads_files = True
     views = "geometric"
     standard_sections: ClassVar[tuple[str, ...]] = ("examination", "indication", "findings", "impression")

@@ -38,6 +38,8 @@ class Corpus:
     name = "embedded"
     restricted = False
     license = "cc-by-3.0"
+    license_name = license_link = grouping_note = ""
+    real_institutions = False
     reads_files = False
     views = "projection"
     attribution = (
