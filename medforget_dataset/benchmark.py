@@ -67,7 +67,7 @@ class Benchmark:
     @cached_property
     def rows(self) -> list[dict]:
         """The rows of `finetune` without their images, sorted so that rows of one image are adjacent."""
-        questions = template_questions(self.nodes, self.options.seed)
+        questions = template_questions(self.nodes, self.options.seed, rendered=not self.corpus.reads_files)
         shared: dict[str, Any] = {
             "seed": self.options.seed,
             "restricted": self.corpus.restricted,
@@ -109,7 +109,7 @@ class Benchmark:
         if config == "general_med":
             # The mark holds for the folder as a whole: nobody has to tell the shareable part of it from the rest.
             mark = {"restricted": self.corpus.restricted}
-            for row in general_med_rows(split, self.options):
+            for row in general_med_rows(split, self.options, self.log):
                 image = {"bytes": encode_image(row["image"]), "path": f"{row['id'].split('/')[1]}.jpg"}
                 yield {**{key: value for key, value in row.items() if key != "held_out"}, **mark, "image": image}
             return
@@ -121,6 +121,9 @@ class Benchmark:
 
     def render_all(self, configs: tuple[str, ...] = CONFIGS) -> None:
         """Render every image the configurations need, so that [`examples`] has them at hand."""
+        if "general_med" in configs:
+            # Whatever is wrong with its source shows before the rendering, not after it.
+            general_med_rows("test", self.options, self.log)
         wanted: dict[str, set[float]] = {}
         for config in configs:
             for row in self.config_rows(config) if config != "general_med" else ():

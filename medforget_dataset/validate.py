@@ -18,6 +18,7 @@ from .options import BuildOptions
 from .partition import is_forgotten
 from .questions import BLANK
 from .questions.cloze import MAX_SHARE
+from .questions.phrasings import contains
 from .views import VIEW_METHODS
 from .writer import changed_file, parquet_path, read_record
 
@@ -176,7 +177,7 @@ def _row_problems(rows: list[dict], restricted: bool) -> Iterator[str]:
         if row["task"] == "classification":
             if len(set(row["choices"])) != 4 or row["answer"] not in ("A", "B", "C", "D"):
                 yield f"{row['id']}: needs four distinct choices and a letter A to D"
-        elif any(row["answer"].lower() in wording.lower() for wording in wordings):
+        elif any(contains(wording, row["answer"]) for wording in wordings):
             yield f"{row['id']}: the question contains its answer {row['answer']!r}"
 
 
@@ -217,6 +218,9 @@ def _general_problems(train: list[dict], test: list[dict]) -> Iterator[str]:
     shared = {row["id"].split("/")[1] for row in train} & {row["id"].split("/")[1] for row in test}
     for image in sorted(shared):
         yield f"general_med: image {image} is in train and in test"
+    for id, count in Counter(row["id"] for row in train + test).items():
+        if count > 1:
+            yield f"general_med: id {id} occurs {count} times"
     for row in train + test:
         if row["institution"] or row["patient"] or row["study"]:
             yield f"general_med: {row['id']} names a node of the hierarchy"

@@ -9,7 +9,7 @@ from medforget_dataset.benchmark import Benchmark
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import Institution, Patient, Section, Study, walk_studies
 from medforget_dataset.questions import choose_clozes
-from medforget_dataset.questions.classification import KINDS, OTHER, classification_kind
+from medforget_dataset.questions.classification import KINDS, OTHER, classification_question
 from medforget_dataset.questions.cloze import BLANK, MAX_SHARE, candidates
 from medforget_dataset.questions.phrasings import CLASSIFICATION, CLOZE, GENERATION, IDENTITY
 from medforget_dataset.questions.terms import find_terms
@@ -99,15 +99,16 @@ def test_classification_follows_the_text(section, text, letter):
 
 
 def test_sections_of_unknown_kinds_are_classified_too():
-    assert classification_kind(Section("addendum", "x")) is OTHER
+    assert classification_question(Section("addendum", "x"))[0] is OTHER
 
 
 def test_cloze_never_hides_a_word_that_its_sentence_repeats():
-    assert candidates(Section("findings", "Pneumonia was suspected; pneumonia is likely.")) == []
+    clozes = candidates(Section("findings", "Pneumonia was suspected; pneumonia is likely."))
+    assert [cloze.answer for cloze in clozes] == ["suspected", "likely"]
 
 
-def test_a_section_without_a_salient_term_is_refused_by_name():
-    section = Section("findings", "Nothing to say here.")
+def test_a_section_with_nothing_to_hide_is_refused_by_name():
+    section = Section("findings", "___ of the XXXX.")
     study = Study("study000", "s", (section,))
     tree = (Institution("inst00", "I", (Patient("pat000", "P", (study,)),)),)
     with pytest.raises(UserError, match="inst00/pat000/study000/findings"):

@@ -24,6 +24,7 @@ from ..hierarchy import Institution, Patient, Section, Study, stable_number
 from ..images import fit_square, read_radiograph
 from ..names import institution_names, patient_names, study_identifiers
 from ..options import BuildOptions
+from ..questions import can_be_asked
 
 
 class StudyEntry(NamedTuple):
@@ -58,7 +59,7 @@ class HospitalCorpus(ABC):
     name: ClassVar[str]
     restricted: bool
     license: str
-    license_name: ClassVar[str] = ""
+    license_name: str = ""
     license_link: ClassVar[str] = ""
     attribution: str
     real_institutions: ClassVar[bool] = False
@@ -67,6 +68,8 @@ class HospitalCorpus(ABC):
     views = "geometric"
     standard_sections: ClassVar[tuple[str, ...]] = ("examination", "indication", "findings", "impression")
     """Sections that every study must have; empty where the corpus knows no standard."""
+    identifier_form: ClassVar[str] = "study_chest_xray"
+    """What invented identifiers of studies begin with."""
 
     def __init__(self, options: BuildOptions, log: BuildLog | None = None):
         self.options, self.log = options, log or BuildLog(options.on_error)
@@ -102,6 +105,10 @@ class HospitalCorpus(ABC):
             SourceError: The image cannot be used.
         """
 
+    def time(self, entry: StudyEntry) -> str:
+        """What sorts the drawn studies of a patient; empty where nobody knows."""
+        return entry.time
+
     def qualifies(self, sections: Mapping[str, str]) -> bool:
         """Whether a study's sections are enough: the standard ones, and as many as asked for."""
         return len(sections) >= self.options.sections and all(key in sections for key in self.standard_sections)
@@ -114,7 +121,15 @@ class HospitalCorpus(ABC):
         """The study's frontal image as acquired, on a black square of `size` pixels. It cannot be turned."""
         if view_angle:
             raise ValueError(f"{self.name} has no view from {view_angle}°")
-        return fit_square(read_radiograph(self._chosen[1][study_key]), size)
+        return fit_square(self.read_image(self._chosen[1][study_key]), size)
+
+    def read_image(self, file: Path, log: BuildLog | None = None) -> Image.Image:
+        """An image of the source, upright, in the file's resolution.
+
+        Raises:
+            SourceError: It cannot be used.
+        """
+        return read_radiograph(file, log)
 
     def __getstate__(self) -> dict:
         # Workers need the chosen images alone, never the index of a whole hospital.
@@ -128,7 +143,8 @@ class HospitalCorpus(ABC):
         labels = self._draw_patients()
         names, numbers = institution_names(options.seed), iter(range(10**9))
         people = patient_names(options.seed, options.institutions * options.patients)
-        identifiers = study_identifiers(options.seed, options.institutions * options.patients * options.studies)
+        count = options.institutions * options.patients * options.studies
+        identifiers = study_identifiers(options.seed, count, self.identifier_form)
         institutions, patient_number = [], 0
         for number, (label, patients) in enumerate(labels):
             built = []
@@ -196,12 +212,17 @@ class HospitalCorpus(ABC):
                 if file is None:
                     self.log.notice("no frontal image", self.root, "study passed over", f"study {entry.study}")
                     continue
-                read_radiograph(file, self.log)
-                usable.append((entry, self._sections(entry), file))
+                self.read_image(file, self.log)
+                sections = self._sections(entry)
+                if unfit := [section.name for section in sections if not can_be_asked(section)]:
+                    message = f"{', '.join(unfit)}: nothing in it that can be asked; study passed over"
+                    self.log.notice("section that cannot be asked", self.root, message, f"study {entry.study}")
+                    continue
+                usable.append((entry, sections, file))
             except SourceError as error:
                 self.log.fault(error)
             if len(usable) == self.options.studies:
-                return sorted(usable, key=lambda study: (study[0].time, study[0].study))
+                return sorted(usable, key=lambda study: (self.time(study[0]), study[0].study))
         return []
 
     def _sections(self, entry: StudyEntry) -> tuple[Section, ...]:

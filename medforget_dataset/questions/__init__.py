@@ -8,20 +8,34 @@ from __future__ import annotations
 from typing import Any
 
 from ..hierarchy import StudyNode, stable_number
-from .classification import classification_kind
-from .cloze import BLANK, Cloze, choose_clozes
+from .classification import classification_question
+from .cloze import BLANK, Cloze, can_be_asked, choose_clozes
+from .hospital import hospital_question
 from .phrasings import CLASSIFICATION, CLOZE, GENERATION, IDENTITY, Phrasings, SectionQuestions
 
 
-__all__ = ["BLANK", "Cloze", "SectionQuestions", "make_row", "rephrase_row", "study_rows", "template_questions"]
+__all__ = [
+    "BLANK",
+    "Cloze",
+    "SectionQuestions",
+    "can_be_asked",
+    "make_row",
+    "rephrase_row",
+    "study_rows",
+    "template_questions",
+]
 
 
-def template_questions(nodes: list[StudyNode], seed: int) -> dict[tuple[str, str], SectionQuestions]:
+def template_questions(
+    nodes: list[StudyNode], seed: int, *, rendered: bool
+) -> dict[tuple[str, str], SectionQuestions]:
     """The deterministic generator: fixed wordings, a salient term hidden, constant options for a kind of section.
 
     Args:
         nodes (`list[StudyNode]`): All studies.
         seed (`int`): See [`~medforget_dataset.questions.cloze.choose_clozes`].
+        rendered (`bool`): Whether the reports are those of the embedded corpus, whose classification asks what only
+            they always say.
 
     Returns:
         `dict`: (study path, section key) to [`SectionQuestions`].
@@ -30,7 +44,8 @@ def template_questions(nodes: list[StudyNode], seed: int) -> dict[tuple[str, str
     questions = {}
     for node in nodes:
         for section in node.study.sections:
-            kind, cloze = classification_kind(section), clozes[node.path, section.key]
+            cloze = clozes[node.path, section.key]
+            kind, letter = classification_question(section) if rendered else hospital_question(section)
             slots = {"section": section.name, "sentence": cloze.sentence, "question": kind.text}
             questions[node.path, section.key] = SectionQuestions(
                 GENERATION.fill(**slots),
@@ -38,7 +53,7 @@ def template_questions(nodes: list[StudyNode], seed: int) -> dict[tuple[str, str
                 cloze.answer,
                 CLASSIFICATION.fill(**slots),
                 kind.options,
-                kind.answer(section.text),
+                letter,
             )
     return questions
 

@@ -116,6 +116,7 @@ OTHER = ClassificationKind(
 )
 
 
-def classification_kind(section: Section) -> ClassificationKind:
-    """The question for a section: its own kind's, or the one for sections of any other kind."""
-    return KINDS.get(section.key, OTHER)
+def classification_question(section: Section) -> tuple[ClassificationKind, str]:
+    """The question for a section of a rendered report, its own kind's or the common one, and the right letter."""
+    kind = KINDS.get(section.key, OTHER)
+    return kind, kind.answer(section.text)

@@ -3,21 +3,27 @@
 A blank is worth asking only if the rest of its sentence does not give it away. The sentence with its blank is called a
 frame; the share of the commonest answer among all blanks with the same frame is how often a reader without the image
 would guess right. Each section hides the term whose frame gives least away, and no answer is used for more than 15 %
-of the sections of its kind.
+of the sections of its kind. A section without any clinical term that we know hides one of its longer words.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from ..errors import UserError
 from ..hierarchy import Section, StudyNode, stable_number
-from .terms import find_terms, split_sentences
+from .phrasings import CLOZE, GENERATION, leaks
+from .terms import STOP_WORDS, find_terms, split_sentences
 
 
 BLANK = "[blank]"
 MAX_SHARE = 0.15
+# A word worth hiding, where no clinical term is known; shorter ones are mostly grammar, in any language.
+LONG_WORD = 5
+_WORD = re.compile(r"[^\W_](?:[\w'’/-]*[^\W_])?")
+_HIDDEN = re.compile(r"(?i:x{2,})|\W*")
 
 
 class Cloze(NamedTuple):
@@ -28,7 +34,12 @@ class Cloze(NamedTuple):
 
 
 def candidates(section: Section) -> list[Cloze]:
-    """Every cloze a section could be asked: one salient term hidden, and found nowhere else in its sentence."""
+    """Every cloze a section could be asked: one salient term hidden, and found nowhere else in its sentence.
+
+    Where no such term is known, the longer words stand in, then any word, then any number.
+    """
+    if BLANK in section.text:
+        return []
     found = []
     for sentence in split_sentences(section.text):
         for term in find_terms(sentence):
@@ -36,7 +47,31 @@ def candidates(section: Section) -> list[Cloze]:
             frame = sentence[: term.start] + BLANK + sentence[term.end :]
             if answer.lower() not in f"{section.name} {frame}".lower():
                 found.append(Cloze(frame, answer))
-    return found
+    return found or _any_word(section)
+
+
+def _any_word(section: Section) -> list[Cloze]:
+    tiers: tuple[list[Cloze], ...] = ([], [], [])
+    for sentence in split_sentences(section.text):
+        for match in _WORD.finditer(sentence):
+            word = match[0]
+            if word.lower() in STOP_WORDS or _HIDDEN.fullmatch(word):
+                continue
+            frame = sentence[: match.start()] + BLANK + sentence[match.end() :]
+            if not leaks(word, CLOZE.fill(section=section.name, sentence=frame)):
+                is_word = any(letter.isalpha() for letter in word)
+                tiers[2 if not is_word else len(word) < LONG_WORD].append(Cloze(frame, word))
+    return next((tier for tier in tiers if tier), [])
+
+
+def can_be_asked(section: Section) -> bool:
+    """Whether a section can be asked in every form: it has something to hide, and no wording gives its text away.
+
+    Example:
+        >>> can_be_asked(Section("comparison", "None.")), can_be_asked(Section("comparison", "___."))
+        (True, False)
+    """
+    return bool(candidates(section)) and not leaks(section.text, GENERATION.fill(section=section.name))
 
 
 def choose_clozes(nodes: list[StudyNode], seed: int) -> dict[tuple[str, str], Cloze]:

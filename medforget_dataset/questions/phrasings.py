@@ -6,6 +6,7 @@ wording ever occurs in training. `{section}`, `{sentence}` and `{question}` are 
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -23,6 +24,21 @@ class Phrasings(NamedTuple):
     def fill(self, **slots: str) -> Phrasings:
         """The wordings with `{section}`, `{sentence}` and `{question}` filled."""
         return Phrasings(*(tuple(wording.format(**slots) for wording in wordings) for wordings in self))
+
+
+def leaks(answer: str, phrasings: Phrasings) -> bool:
+    """Whether any wording contains the answer; see [`contains`]."""
+    return any(contains(wording, answer) for wordings in phrasings for wording in wordings)
+
+
+def contains(text: str, words: str) -> bool:
+    """Whether a text contains these words as words, in any case.
+
+    Example:
+        >>> contains("Note the heart.", "no"), contains("Is there no heart?", "No")
+        (False, True)
+    """
+    return re.search(rf"(?<!\w){re.escape(words.strip())}(?!\w)", text, re.IGNORECASE) is not None
 
 
 class SectionQuestions(NamedTuple):

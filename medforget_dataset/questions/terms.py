@@ -54,6 +54,16 @@ _PATTERN = re.compile(
     rf"(?<![\w-])(?:(?:{_AMOUNT} )?(?:{_PLACE} )?{_FINDING}|" + "|".join(_WORDS.values()) + r")(?![\w-])",
     re.IGNORECASE,
 )
+# English words that carry no content.
+STOP_WORDS = frozenset(
+    "a about above after again all also although am among an and any are as at be because been before being below "
+    "both but by can cannot could did do does doing done down during each either few for from further had has have "
+    "having he her here hers him his how however i if in into is it it's its just may me might more most must my "
+    "neither no nor not noted now of off on once one only or other others our out over own per same seen several "
+    "she should since so some such than that the their them then there there's these they this those through thus "
+    "to too two under until up upon us very via was we well were what when where whether which while who whom whose "
+    "why will with within without would yes yet you your".split()
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
 
 
