@@ -9,6 +9,7 @@ each difference.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -84,7 +85,8 @@ def parse_report(text: str) -> Report:
         own = before.pop()
     sections: dict[str, str] = {}
     for part in before:
-        _read_preliminary(part, sections)
+        if part.strip():
+            _read_preliminary(part, sections)
     found, seen_heading = _read_part(own, oddities)
     sections.update(found)
     if not seen_heading:
@@ -94,7 +96,11 @@ def parse_report(text: str) -> Report:
 
 def _read_part(text: str, oddities: list[tuple[str, str]]) -> tuple[dict[str, str], bool]:
     """Sections of one part of a report, and whether it had a heading at all."""
-    headings = [(match, key) for match in _HEADING.finditer(text) if (key := _key(match, text))]
+    headings = [
+        (match, key)
+        for match in _HEADING.finditer(text)
+        if (key := _key(match[1], text[match.end() : match.end() + 1].strip() == ""))
+    ]
     found: dict[str, str] = {}
     named = {key for _, key in headings}
     for number, (match, key) in enumerate(headings):
@@ -123,16 +129,14 @@ def _read_preliminary(text: str, sections: dict[str, str]) -> None:
         sections["wet_read"] = found["wet_read"]
 
 
-def _key(match: re.Match[str], text: str) -> str:
-    """The section that a heading begins; empty if it is no heading."""
-    name = " ".join(match[1].lower().split())
+@lru_cache(maxsize=4096)
+def _key(heading: str, ends: bool) -> str:
+    """The section that a heading begins, which a space or the line's end follows or not; empty if it is no heading."""
+    name = " ".join(heading.lower().split())
     known = _KNOWN.get(name, "")
-    following = text[match.end() : match.end() + 1]
-    if following and not following.isspace():
+    if known or not ends:
         return known  # "FINDINGS:The heart" is one, "3:1" or "HTTP://" is none
-    if known:
-        return known
-    if not _WORDS.search(match[1]):
+    if not _WORDS.search(heading):
         return ""
     for part, key in _PARTS:
         if part in name:
