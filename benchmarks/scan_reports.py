@@ -1,101 +1,122 @@
-"""How fast MIMIC-CXR's archive of reports is scanned, and in how much memory, at two sizes side by side.
+"""How fast MIMIC-CXR's reports are scanned from their archive, and in how much memory.
 
-    python benchmarks/scan_reports.py --reports 10000 50000
-
-Reports are generated: the headings, lengths and oddities of real ones, and no words of theirs. The scan is the one of
-`medforget build --corpus mimic-cxr`: sections of every report parsed, studies with the four standard ones kept.
+Writes archives in the published layout, with reports of the length and the headings of real ones and one in ten odd
+in some way, and reads each in a process of its own. The studies that qualify are found, their texts are not kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import random
 import resource
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
+
+SENTENCES = (
+    "The lungs are clear without focal consolidation, effusion, or edema.",
+    "Cardiac size is top normal, and the aorta is tortuous and calcified as before.",
+    "Small bilateral pleural effusions have increased since ___, with adjacent atelectasis.",
+    "There is a new opacity in the right lower lobe, which may reflect pneumonia in the proper clinical setting.",
+    "The right internal jugular central venous catheter terminates in the mid SVC.",
+    "Moderate pulmonary edema has slightly improved compared to the prior study of ___ at 10:20.",
+    "Median sternotomy wires and mediastinal clips are again noted, intact and aligned.",
+    "Lung volumes are low, which accentuates the bronchovascular markings.",
+    "Endotracheal tube tip is 4.5 cm above the carina, and the nasogastric tube courses below the diaphragm.",
+    "No acute osseous abnormality is identified; there are multiple healed left rib fractures.",
+)
+REASONS = ("cough and fever // pneumonia?", "shortness of breath // edema", "chest pain, rule out pneumothorax")
+DIVIDER = "_" * 78
 
 
-WORDS = (
-    "the lungs are clear without focal consolidation there is a small right pleural effusion heart size normal "
-    "mediastinal contours unremarkable interval change compared with prior radiograph left lower lobe opacity may "
-    "reflect atelectasis or pneumonia no pneumothorax seen tube terminates above carina osseous structures intact"
-).split()
+def write_archive(file: Path, count: int) -> None:
+    """Write `count` reports, four of every patient; the same for the same count."""
+    rng = random.Random(count)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for number in range(count):
+            patient, study = 10_000_000 + number // 4 * 89 % 9_999_991, 50_000_000 + number * 7919 % 9_999_991
+            archive.writestr(f"files/p{str(patient)[:2]}/p{patient}/s{study}.txt", _report(rng))
 
 
-def text(rng: random.Random, words: int) -> str:
-    """Lines of at most 79 characters, each after a space, as MIMIC-CXR's are."""
-    lines, line = [], ""
-    for word in rng.choices(WORDS, k=words):
-        if len(line) + len(word) > 75:
-            lines.append(line)
-            line = ""
-        line += f" {word}"
-    return "\n".join([*lines, line]).strip()
+def _report(rng: random.Random) -> str:
+    findings = " ".join(rng.choices(SENTENCES, k=rng.randint(8, 20)))
+    sections = {
+        "EXAMINATION": "CHEST (PA AND LAT)",
+        "INDICATION": f"___ year old woman with {rng.choice(REASONS)}",
+        "TECHNIQUE": "Chest PA and lateral",
+        "COMPARISON": rng.choice(("___", "Chest radiograph from ___.", "None.")),
+        "FINDINGS": f"\n{findings}",
+        "IMPRESSION": f"\n{' '.join(rng.choices(SENTENCES, k=3))}",
+    }
+    oddity = rng.randrange(60)
+    if oddity == 0:
+        sections = {"CHEST, 2 VIEWS": sections["FINDINGS"]}
+    elif oddity == 1:
+        sections["TECHNIQUE"] = ""
+    elif oddity == 2:
+        sections |= {"FINDINGS AND IMPRESSION": sections.pop("FINDINGS")}
+    lines = [f"{'FINAL REPORT':>45}"]
+    for heading, text in sections.items():
+        lines += textwrap.wrap(f"{heading}:  {text}", 78, initial_indent=" ", subsequent_indent=" ") + [" "]
+    report = "\n".join(lines) + "\n"
+    if oddity == 3:
+        return f" ADDENDUM:  Discussed by telephone.\n {DIVIDER}\n{report}"
+    if oddity == 4:
+        return report.replace("\n", "\r\n")
+    return report.replace(":  ", " ", 9) if oddity == 5 else report
 
 
-def report(rng: random.Random) -> str:
-    """About two thousand characters; one report in ten lacks a standard section, one in fifty has no heading."""
-    if rng.random() < 0.02:
-        return f" {text(rng, 200)}\n"
-    own = ["EXAMINATION", "INDICATION", "TECHNIQUE", "COMPARISON", "FINDINGS", "IMPRESSION"]
-    lengths = dict(zip(own, (6, 14, 10, 4, 150, 60), strict=True))
-    if rng.random() < 0.1:
-        own.remove(rng.choice(own))
-    body = "\n \n".join(f" {key}:  {text(rng, lengths[key])}" for key in own)
-    addendum = f" ADDENDUM:  {text(rng, 20)}\n {'_' * 78}\n" if rng.random() < 0.02 else ""
-    return f"{addendum}{'FINAL REPORT':>45}\n{body}\n"
-
-
-def write_archive(root: Path, count: int) -> None:
-    """`count` reports of four studies a patient, in the layout that MIMIC-CXR is published in."""
-    rng = random.Random(0)
-    with zipfile.ZipFile(root / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in tqdm(range(count), desc=f"writing {count} reports", unit="report"):
-            patient, study = 10_000_000 + number // 4 * 37, 50_000_000 + number
-            archive.writestr(f"files/p{str(patient)[:2]}/p{patient}/s{study}.txt", report(rng))
-
-
-def scan(root: Path) -> dict[str, float]:
-    """Scan in this process; its peak memory is that of the scan and of what it imports."""
-    from medforget_dataset import BuildOptions
+def scan(root: Path) -> None:
+    """Scan the archive in `root` and print reports, qualifying studies, seconds, megabytes before and at the peak."""
+    from medforget_dataset.build_log import BuildLog
     from medforget_dataset.corpora.mimic_cxr import Corpus
+    from medforget_dataset.options import BuildOptions
 
-    corpus = Corpus(BuildOptions(corpus="mimic-cxr", root=str(root)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    found = corpus._qualifying_reports()
+    corpus = Corpus(BuildOptions(corpus="mimic-cxr", root=str(root)), BuildLog("stop", root / "build-log.jsonl"))
+    before, start = _peak_megabytes(), time.perf_counter()
+    entries = sum(1 for _ in corpus.scan())
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"qualifying": len(found), "seconds": seconds, "before_mib": before / 1024, "peak_mib": peak / 1024}
+    sys.stdout.write(f"{entries} {seconds} {before} {_peak_megabytes()}\n")
 
 
-def main() -> int:
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Print one line for each number of reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reports", type=int, nargs="+", default=[10_000, 50_000], help="sizes of the archive")
+    parser.add_argument("counts", nargs="*", type=int, default=[10_000, 50_000], help="reports in each archive")
     parser.add_argument("--scan", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.scan:
-        sys.stdout.write(json.dumps(scan(args.scan)))
-        return 0
-    lines = ["| reports | per second | peak memory | of it before the scan |", "|---:|---:|---:|---:|"]
-    for count in args.reports:
-        with tempfile.TemporaryDirectory() as root:
-            write_archive(Path(root), count)
-            # A process of its own for each size: memory that one has used is not given back.
-            done = subprocess.run([sys.executable, __file__, "--scan", root], check=True, stdout=subprocess.PIPE)
-        result = json.loads(done.stdout)
-        rate = count / result["seconds"]
-        lines.append(f"| {count:,} | {rate:,.0f} | {result['peak_mib']:.0f} MiB | {result['before_mib']:.0f} MiB |")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+        scan(args.scan)
+        return
+    line = "{:>9} {:>10} {:>9} {:>11} {:>15} {:>9} {:>10}\n"
+    names = ("reports", "bytes each", "qualify", "reports / s", "MB after import", "MB peak", "MB by scan")
+    sys.stdout.write(line.format(*names))
+    for count in args.counts:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            write_archive(root / "mimic-cxr-reports.zip", count)
+            with zipfile.ZipFile(root / "mimic-cxr-reports.zip") as archive:
+                size = sum(info.file_size for info in archive.infolist()) // count
+            # One file is enough for the images to be found as DICOM, whose headers a scan does not read.
+            study = root / "files" / "p10" / "p10000000" / "s50000000"
+            study.mkdir(parents=True)
+            (study / "image.dcm").touch()
+            command = [sys.executable, "-m", "benchmarks.scan_reports", "--scan", folder]
+            done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+        entries, seconds, before, peak = map(float, done.stdout.split())
+        figures = f"{count / seconds:,.0f}", f"{before:,.0f}", f"{peak:,.0f}", f"{peak - before:,.0f}"
+        sys.stdout.write(line.format(f"{count:,}", f"{size:,}", f"{entries:,.0f}", *figures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -50,9 +50,16 @@ def patient_names(seed: int, count: int) -> Iterator[str]:
             yield name
 
 
-def study_identifiers(seed: int, count: int) -> Iterator[str]:
-    """`count` distinct identifiers in the paper's form (Table 2), for example `"study_chest_xray_001"`."""
+def study_identifiers(seed: int, count: int, form: str = "study_chest_xray") -> Iterator[str]:
+    """`count` distinct identifiers in the paper's form (Table 2), for example `"study_chest_xray_001"`.
+
+    Args:
+        seed (`int`): Which numbers.
+        count (`int`): How many.
+        form (`str`, *optional*, defaults to `"study_chest_xray"`): What stands before the number; for studies of
+            other kinds than the paper's, whose identifiers must not call them chest X-rays.
+    """
     pool = max(1000, 2 * count)
     digits = len(str(pool - 1))
     numbers = np.random.default_rng(stable_number(seed, "study identifiers")).permutation(pool)[:count]
-    return (f"study_chest_xray_{number:0{digits}d}" for number in numbers)
+    return (f"{form}_{number:0{digits}d}" for number in numbers)

@@ -149,7 +149,7 @@ def test_a_fault_stops_the_build_or_is_listed(fault, tree, tmp_path):
 def test_a_study_in_two_places_is_a_fault(tree, tmp_path):
     place = next(iter(tree.texts))
     fault_archive(tree, tmp_path, place.replace("files/", "copy/"), REPORT)
-    with pytest.raises(UserError, match="a study of this id came before"):
+    with pytest.raises(UserError, match="2 reports of this study"):
         drawn(corpus(tmp_path, images=str(tree.root)))
 
 

@@ -109,7 +109,7 @@ class HospitalCorpus(ABC):
         """What sorts the drawn studies of a patient; empty where nobody knows."""
         return entry.time
 
-    def qualifies(self, sections: Mapping[str, str]) -> bool:
+    def qualifies(self, sections: Mapping[str, object]) -> bool:
         """Whether a study's sections are enough: the standard ones, and as many as asked for."""
         return len(sections) >= self.options.sections and all(key in sections for key in self.standard_sections)
 

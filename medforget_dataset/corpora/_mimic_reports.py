@@ -1,145 +1,195 @@
-"""The reports of MIMIC-CXR, one at a time: from the archive they are published in, or from an unpacked tree."""
+"""The reports of MIMIC-CXR, one at a time: from the archive they are published in, or from an unpacked tree.
+
+Both are known by compact tables of numbers: what Python keeps of an archive's member is twenty times as large.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
-from ..build_log import SourceError
+import numpy as np
+
+from ..build_log import BuildLog, SourceError
 from ..errors import UserError
 
 
 ARCHIVE = "mimic-cxr-reports.zip"
 # Reports have two thousand characters; the longest of MIMIC-CXR have twenty thousand.
 MAX_REPORT_BYTES = 1_000_000
-_REPORT = re.compile(r"(?:.*/)?p(\d\d)/p(\d{8})/s(\d{8})\.txt")
-_GROUP, _PATIENT = re.compile(r"p\d\d"), re.compile(r"p\d{8}")
+TREES = ("mimic-cxr-reports/files", "mimic-cxr-reports", "files", "")
+_REPORT = re.compile(r"(.*/)?p(\d\d)/p(\2\d{6})/s(\d{8})\.txt")
+_IDS = [("patient", "u4"), ("study", "u4")]
+_MEMBER = [("folder", "u4"), ("offset", "u8"), ("packed", "u8"), ("size", "u8"), ("crc", "u4"), ("method", "u2")]
+_BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
 
 
-class Reports(Protocol):
-    """Where reports are read from; a place is a member of the archive, or a path below the tree."""
+class Reports(ABC):
+    """Reports by number, from 0.
 
-    file: Path
-    """The archive or folder, for messages."""
+    Args:
+        file (`Path`): The archive or folder.
+        rows (`list[tuple]`): What is known of each report, its patient and study first.
+        fields (`list[tuple[str, str]]`): The rows' names and types.
+        log ([`~medforget_dataset.build_log.BuildLog`]): Told of studies that are there twice.
+    """
 
-    def __len__(self) -> int: ...
+    def __init__(self, file: Path, rows: list[tuple], fields: list[tuple[str, str]], log: BuildLog):
+        self.file = file
+        table = np.array(rows, dtype=fields)
+        table = table[np.argsort(table["study"], kind="stable")]
+        studies, counts = np.unique(table["study"], return_counts=True)
+        for study in studies[counts > 1]:
+            same = table[table["study"] == study]
+            places = ", ".join(f"p{patient}/s{study}.txt" for patient in same["patient"])
+            message = f"{len(same)} reports of this study ({places}); none is used, remove all but the right one"
+            log.fault(SourceError("duplicate study", file, message, f"s{study}"))
+        self.table = table[np.isin(table["study"], studies[counts == 1])]
 
-    def places(self) -> Iterator[str]:
-        """Every text file there, in order."""
-        ...
+    def __len__(self) -> int:
+        return len(self.table)
 
-    def read(self, place: str) -> bytes:
-        """The content of one.
+    def ids(self, number: int) -> tuple[int, int]:
+        """Patient and study of a report."""
+        row = self.table[number]
+        return int(row["patient"]), int(row["study"])
+
+    def find(self, study: int) -> int:
+        """The number of a study's report."""
+        return int(np.searchsorted(self.table["study"], study))
+
+    def place(self, number: int) -> str:
+        """Where a report stands, below the archive's or tree's root."""
+        patient, study = self.ids(number)
+        return f"p{str(patient)[:2]}/p{patient}/s{study}.txt"
+
+    @abstractmethod
+    def read(self, number: int) -> str:
+        """The text of a report.
 
         Raises:
-            SourceError: It cannot be read, or is too long for a report.
+            SourceError: It cannot be read, is too long for a report, or is not UTF-8.
         """
-        ...
+
+    def _decode(self, data: bytes, file: Path, place: str) -> str:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            message = f"byte {error.start} is not UTF-8; convert the file"
+            raise SourceError("text that is not UTF-8", file, message, place) from error
 
 
-class ReportArchive:
+class ReportArchive(Reports):
     """`mimic-cxr-reports.zip`, read without unpacking it.
 
     Raises:
-        UserError: The file is no zip archive, or cut short.
+        UserError: The file is no zip archive, or cut short, or holds no reports.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, log: BuildLog):
         try:
             self._archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"{file}: not a zip archive, or cut short ({error}); download it again") from error
-        self._places = [name for name in self._archive.namelist() if name.endswith(".txt")]
+        rows, self._folders = [], dict[str, int]()
+        for info in self._archive.infolist():
+            try:
+                if match := _match_member(info.filename, file):
+                    folder = self._folders.setdefault(match[1] or "", len(self._folders))
+                    ids = int(match[3]), int(match[4])
+                    size = info.compress_size, info.file_size
+                    rows.append((*ids, folder, info.header_offset, *size, info.CRC, info.compress_type))
+            except SourceError as error:
+                log.fault(error)
+        if not rows:
+            raise UserError(f"{file}: holds no reports like files/p10/p10000032/s50414267.txt; download it again")
+        self._archive.filelist.clear()
+        self._archive.NameToInfo.clear()
+        super().__init__(file, rows, _IDS + _MEMBER, log)
+        self._prefixes = list(self._folders)
 
-    def __len__(self) -> int:
-        return len(self._places)
+    def place(self, number: int) -> str:
+        return self._prefixes[self.table[number]["folder"]] + super().place(number)
 
-    def places(self) -> Iterator[str]:
-        yield from self._places
-
-    def read(self, place: str) -> bytes:
-        info = self._archive.getinfo(place)
+    def read(self, number: int) -> str:
+        place = self.place(number)
+        info = zipfile.ZipInfo(place)
+        _, _, _, info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type = self.table[
+            number
+        ].item()
         if info.file_size > MAX_REPORT_BYTES:
-            raise SourceError("report too long", self.file, _too_long(info.file_size), place)
+            raise _too_long(info.file_size, self.file, place)
         try:
-            return self._archive.read(info)  # never more than the size stated
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-            raise SourceError("damaged archive member", self.file, str(error), place) from error
+            with self._archive.open(info) as member:
+                # A damaged archive may state a size that is not the member's.
+                data = member.read(MAX_REPORT_BYTES + 1)
+        except _BROKEN as error:
+            raise SourceError("damaged archive member", self.file, f"{error}; download it again", place) from error
+        return self._decode(data, self.file, place)
 
 
-class ReportTree:
+class ReportTree(Reports):
     """An unpacked tree `p10/p10000032/s50414267.txt`."""
 
-    def __init__(self, file: Path):
-        self.file = file
-        self._patients = [
-            f"{group.name}/{patient}"
-            for group in sorted(file.iterdir())
-            if _GROUP.fullmatch(group.name) and group.is_dir()
-            for patient in sorted(os.listdir(group))
-            if _PATIENT.fullmatch(patient)
-        ]
+    def __init__(self, file: Path, log: BuildLog):
+        rows = []
+        for path in file.glob("p[0-9][0-9]/p*/*.txt"):
+            if match := _REPORT.fullmatch(place := path.relative_to(file).as_posix()):
+                rows.append((int(match[3]), int(match[4])))
+            else:
+                log.fault(_misplaced(file, place))
+        super().__init__(file, rows, _IDS, log)
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self.places())
-
-    def places(self) -> Iterator[str]:
-        for patient in self._patients:
-            for name in sorted(os.listdir(self.file / patient)):
-                if name.endswith(".txt"):
-                    yield f"{patient}/{name}"
-
-    def read(self, place: str) -> bytes:
+    def read(self, number: int) -> str:
+        place = self.place(number)
         path = self.file / place
         try:
             if (size := path.stat().st_size) > MAX_REPORT_BYTES:
-                raise SourceError("report too long", path, _too_long(size))
-            return path.read_bytes()
+                raise _too_long(size, path)
+            data = path.read_bytes()
         except OSError as error:
-            raise SourceError("unreadable report", path, str(error)) from error
+            raise SourceError("unreadable report", path, error.strerror or str(error)) from error
+        return self._decode(data, path, "")
 
 
-def report_ids(place: str, file: Path) -> tuple[int, int]:
-    """Patient and study that a report's place names.
-
-    Raises:
-        SourceError: It names none, or leads out of its root.
-    """
-    if place[0] == "/" or "\\" in place or ":" in place or ".." in place.split("/"):
-        raise SourceError("member outside its root", file, "the path leads out of the archive; it is not read", place)
-    match = _REPORT.fullmatch(place)
-    if not match or match[2][:2] != match[1]:
-        message = "not named like p10/p10000032/s50414267.txt; remove it or name it so"
-        raise SourceError("misplaced report", file, message, place)
-    return int(match[2]), int(match[3])
-
-
-def open_reports(folders: list[Path]) -> Reports | None:
-    """The reports in the first of some folders that has any: the archive, else a tree."""
+def open_reports(folders: Iterable[Path], log: BuildLog) -> Reports | None:
+    """The archive in the first of some folders that has one, or else the tree in the first that has one."""
+    folders = list(folders)
     for folder in folders:
         if (archive := folder / ARCHIVE).is_file():
-            return ReportArchive(archive)
-        for tree in (folder / "mimic-cxr-reports" / "files", folder / "mimic-cxr-reports", folder / "files", folder):
-            if _has_reports(tree):
-                return ReportTree(tree)
+            return ReportArchive(archive, log)
+    for folder in folders:
+        for tree in TREES:
+            if next((folder / tree).glob("p[0-9][0-9]/p*/s*.txt"), None):
+                return ReportTree(folder / tree, log)
     return None
 
 
-def _has_reports(tree: Path) -> bool:
-    if not tree.is_dir():
-        return False
-    for group in sorted(tree.iterdir()):
-        if _GROUP.fullmatch(group.name) and group.is_dir():
-            # One patient tells: in a tree of images no patient has texts.
-            return any(next(patient.glob("s*.txt"), None) for patient in list(group.iterdir())[:3] if patient.is_dir())
-    return False
+def _match_member(name: str, file: Path) -> re.Match[str] | None:
+    """Patient and study in a member's name; `None` for what is no text, such as a folder.
+
+    Raises:
+        SourceError: The name leads out of the archive's root, or is no report's.
+    """
+    if match := _REPORT.fullmatch(name):
+        if name[0] not in "/\\" and ".." not in name and ":" not in name:
+            return match
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or parts[:1] == ("/",) or re.match("[A-Za-z]:", name):
+        message = "leads out of the archive; it is not read, get the archive from PhysioNet again"
+        raise SourceError("member outside its root", file, message, name)
+    if name.endswith(".txt"):
+        raise _misplaced(file, name)
+    return None
 
 
-def _too_long(size: int) -> str:
-    return f"{size:,} bytes; a report has at most {MAX_REPORT_BYTES:,}"
+def _misplaced(file: Path, place: str) -> SourceError:
+    return SourceError("misplaced report", file, "not named like p10/p10000032/s50414267.txt; remove it", place)
+
+
+def _too_long(size: int, file: Path, place: str = "") -> SourceError:
+    return SourceError("report too long", file, f"{size:,} bytes; a report has at most {MAX_REPORT_BYTES:,}", place)

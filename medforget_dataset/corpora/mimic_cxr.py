@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..build_log import SourceError
 from ..errors import UserError
 from ..images import read_dicom_header
-from ..sections import Report, parse_report
+from ..sections import parse_report
 from ._hospital import HospitalCorpus, StudyEntry
-from ._mimic_reports import ARCHIVE, Reports, open_reports, report_ids
+from ._mimic_reports import ARCHIVE, Reports, open_reports
 from ._tables import find_columns, read_csv
 
 
@@ -29,6 +29,8 @@ FRONTAL = ("PA", "AP")  # the better first
 # PhysioNet's folders below a download: mimic-cxr/2.1.0, mimic-cxr-jpg/2.1.0.
 PLACES = ("", "mimic-cxr*", "mimic-cxr*/*", "files/mimic-cxr*", "files/mimic-cxr*/*")
 _DICOM = re.compile(r".+\.dcm(?:\.gz)?")
+_IMAGE = re.compile(r"\.(jpg|dcm)(?:\.gz)?$")
+_DICOM_ID = re.compile(r"[\w-]+")
 
 
 class _Frontal(NamedTuple):
@@ -53,9 +55,13 @@ class Corpus(HospitalCorpus):
     license_name = "PhysioNet Credentialed Health Data License 1.5.0"
     license_link = "https://physionet.org/content/mimic-cxr/view-license/2.1.0/"
     attribution = (
-        "Reports and images are from MIMIC-CXR (Johnson et al., MIMIC-CXR, a de-identified publicly available "
-        "database of chest radiographs with free-text reports, Scientific Data 6, 2019) and MIMIC-CXR-JPG (Johnson et "
-        "al., arXiv:1901.07042), PhysioNet."
+        "Reports and images are from MIMIC-CXR v2 (Johnson, Pollard, Mark, Berkowitz and Horng, MIMIC-CXR Database, "
+        "PhysioNet, 2019, https://doi.org/10.13026/C2JT1Q; Johnson et al., MIMIC-CXR, a de-identified publicly "
+        "available database of chest radiographs with free-text reports, Scientific Data 6, 317, 2019, "
+        "https://doi.org/10.1038/s41597-019-0322-0) and MIMIC-CXR-JPG (Johnson et al., MIMIC-CXR-JPG, a large "
+        "publicly available database of labeled chest radiographs, 2019, arXiv:1901.07042, "
+        "https://doi.org/10.13026/8360-t248), under the PhysioNet Credentialed Health Data License 1.5.0. Names of "
+        "institutions and patients are invented."
     )
 
     def scan(self) -> Iterator[StudyEntry]:
@@ -72,8 +78,7 @@ class Corpus(HospitalCorpus):
 
     def sections(self, entry: StudyEntry) -> Mapping[str, str]:
         """The sections of a study's report."""
-        place = self._place_of[int(entry.study)]
-        return self._parse(place).sections
+        return parse_report(self._reports.read(self._reports.find(int(entry.study)))).sections
 
     def image_file(self, entry: StudyEntry) -> Path | None:
         """The frontal image, PA before AP, the first by id among several."""
@@ -102,71 +107,54 @@ class Corpus(HospitalCorpus):
         return {}
 
     @cached_property
-    def _place_of(self) -> dict[int, str]:
-        """Where the report of a study that qualifies stands."""
-        return {}
-
-    @cached_property
     def _reports(self) -> Reports:
-        folders = _folders(self.root)
-        if reports := open_reports(folders):
+        if reports := open_reports(_folders(self.root), self.log):
             return reports
         raise UserError(
-            f"--root {self.root}: no MIMIC-CXR reports: neither {ARCHIVE} nor p10/p10000032/s50414267.txt in it, "
-            "in files, in mimic-cxr-reports or in mimic-cxr*/*"
+            f"--root {self.root}: no MIMIC-CXR reports: neither {ARCHIVE} nor files/p10/p10000032/s50414267.txt is "
+            "there, in mimic-cxr-reports or in mimic-cxr/2.1.0"
         )
 
     @cached_property
     def _images(self) -> tuple[Path, Path | None]:
         """The folder that holds p10 to p19, and the metadata if the images are MIMIC-CXR-JPG's."""
-        folders = [*_folders(self.image_root), *_folders(self.root)]
+        folders = _folders(self.image_root)
+        kinds = {folder: _image_kinds(folder / "files") for folder in folders}
         for folder in folders:
             for name in (f"{METADATA}.gz", METADATA):
-                if (folder / name).is_file():
+                # Some keep the metadata beside DICOM files, which tell the same.
+                if (folder / name).is_file() and kinds[folder] != {"dcm"}:
                     return folder / "files", folder / name
         for folder in folders:
-            for files in (folder / "files", folder):
-                kinds = {file.name.partition(".")[2] for file in _one_study(files)}
-                if "jpg" in kinds:
-                    raise UserError(f"{folder}: JPEG images but no {METADATA}.gz, which tells the frontal ones")
-                if kinds & {"dcm", "dcm.gz"}:
-                    return files, None
+            if "jpg" in kinds[folder]:
+                raise UserError(
+                    f"{folder}: JPEG images but no {METADATA}.gz, which tells the frontal ones; it comes with "
+                    "MIMIC-CXR-JPG"
+                )
+            if kinds[folder]:
+                return folder / "files", None
         raise UserError(
-            f"--root {self.root}: no images: neither {METADATA}.gz with files/p10 beside it nor DICOM files below "
-            "files/p10; name their folder with --images"
+            f"--{'images' if self.options.images else 'root'} {self.image_root}: no images: neither "
+            f"{METADATA}.gz nor files/p10/p10000032/s50414267/*.dcm is there or in mimic-cxr*/2.*; name their folder "
+            "with --images"
         )
 
     def _qualifying_reports(self) -> dict[int, int]:
         """Study to patient, for reports with the sections asked for."""
         patients: dict[int, int] = {}
-        seen: set[int] = set()
         reports = self._reports
-        for place in tqdm(reports.places(), desc="reading reports", unit="report", total=len(reports)):
+        for number in tqdm(range(len(reports)), desc="reading reports", unit="report"):
             try:
-                patient, study = report_ids(place, reports.file)
-                if study in seen:
-                    raise SourceError("duplicate study", reports.file, "a study of this id came before", place)
-                seen.add(study)
-                report = self._parse(place, log=True)
+                report = parse_report(reports.read(number))
             except SourceError as error:
                 self.log.fault(error)
                 continue
-            if self.qualifies(report.sections):
-                patients[study] = patient
-                self._place_of[study] = place
-        return patients
-
-    def _parse(self, place: str, log: bool = False) -> Report:
-        data = self._reports.read(place)
-        try:
-            report = parse_report(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            message = f"byte {error.start} is not UTF-8; convert the file"
-            raise SourceError("text that is not UTF-8", self._reports.file, message, place) from error
-        if log:
             for kind, section in report.oddities:
-                self.log.notice(kind, self._reports.file, f"{kind} {section}".strip(), place)
-        return report
+                self.log.notice(kind, reports.file, f"{kind} {section}".strip(), reports.place(number))
+            if self.qualifies(report.sections):
+                patient, study = reports.ids(number)
+                patients[study] = patient
+        return patients
 
     def _read_metadata(self, file: Path, patients: Mapping[int, int]) -> dict[int, _Frontal]:
         """The best frontal image of each of these studies, in the studies' order."""
@@ -176,9 +164,11 @@ class Corpus(HospitalCorpus):
         columns = find_columns(next(rows)[1], COLUMNS, file)
         for number, row in rows:
             try:
-                dicom_id, patient, study, view, *when = (row[column] for column in columns)
-                if view not in FRONTAL or int(study) not in patients:
+                dicom_id, patient, study, view, *when = (row[column].strip() for column in columns)
+                if int(study) not in patients or view not in FRONTAL:
                     continue
+                if not _DICOM_ID.fullmatch(dicom_id):
+                    raise ValueError(f"{dicom_id!r} is not the id of an image")
                 if dicom_id in seen or patients[int(study)] != int(patient):
                     problem = "came before" if dicom_id in seen else f"is of patient {patients[int(study)]}"
                     raise SourceError("duplicate image", file, f"{dicom_id} {problem}", f"row {number}")
@@ -195,13 +185,16 @@ class Corpus(HospitalCorpus):
 
 
 def _folders(root: Path) -> list[Path]:
-    return [folder for pattern in PLACES for folder in (sorted(root.glob(pattern)) if pattern else [root])]
+    """Where a download may lie below `root`, the newest version first."""
+    folders = (sorted(root.glob(pattern), reverse=True) if pattern else [root] for pattern in PLACES)
+    return [folder for found in folders for folder in found if folder.is_dir()]
 
 
-def _one_study(files: Path) -> list[Path]:
-    """The image files of the first study below `files`."""
-    study = next(files.glob("p[0-9][0-9]/p????????/s????????"), None)
-    return list(study.iterdir()) if study and study.is_dir() else []
+def _image_kinds(files: Path) -> set[str]:
+    """Which of `"jpg"` and `"dcm"` the first study with images below `files` has."""
+    first = next((file for file in files.glob("p[0-9][0-9]/p*/s*/*") if _IMAGE.search(file.name)), None)
+    names = (match for file in (first.parent.iterdir() if first else ()) if (match := _IMAGE.search(file.name)))
+    return {match[1] for match in names}
 
 
 def _time(date: object, time: object) -> str:
