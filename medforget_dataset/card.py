@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from .agreement import RESTRICTED_NOTICE
 from .benchmark import CONFIGS, SPLITS, Benchmark
 from .corpora import CorpusProtocol
+from .general_med.pmc_vqa import ATTRIBUTION
 from .hierarchy import LEVELS
 from .options import BuildOptions, command
 
@@ -33,7 +34,7 @@ LLM_NOTE = (
     "rule: a cloze answer is a verbatim span of its section, no question contains its answer. Options differ from "
     "study to study, so that part of a classification score may come from recognising them."
 )
-GENERAL_MED_NOTE = "General-med rows ask anatomy on slices and projections of the embedded CT."
+ANATOMY_NOTE = "General-med rows ask anatomy on slices and projections of the embedded CT."
 
 
 def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict, descriptions: dict[str, str]) -> str:
@@ -73,7 +74,7 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
             view_method=benchmark.view_method,
             view_note=VIEW_NOTES[benchmark.view_method],
             question_note=_question_note(options),
-            general_med_note=GENERAL_MED_NOTE,
+            general_med_note=ANATOMY_NOTE if options.general_med == "anatomy" else ATTRIBUTION,
             log_counts=benchmark.log.skipped.most_common(),
             studies=len(benchmark.nodes),
             rows=len(benchmark.rows),

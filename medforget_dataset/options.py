@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from .corpora import corpus_name, get_corpus
@@ -144,7 +145,9 @@ def command(options: BuildOptions) -> str:
             if kinds or name in changed:
                 words += ["--sections", str(options.sections), *kinds]
         elif name in changed and name != "section_kinds":
-            words += [flag(name), name.upper() if name in FOLDERS else shlex.quote(str(changed[name]))]
+            value = str(changed[name])
+            is_folder = name in FOLDERS or (name == "general_med" and Path(value).expanduser().is_dir())
+            words += [flag(name), name.upper() if is_folder else shlex.quote(value)]
     return " ".join(words)
 
 
