@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property, partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -18,10 +19,13 @@ from .corpora import CorpusProtocol, get_corpus
 from .errors import UserError
 from .general_med import general_med_rows
 from .hierarchy import LEVELS, StudyNode, stable_number, walk_studies
+from .images import fit_square
 from .options import BuildOptions
 from .partition import forget_ids
 from .processes import available_cores, start_worker
 from .questions import rephrase_row, study_rows, template_questions
+from .questions.llm import CONCURRENCY, check_llm, llm_questions
+from .svdrr import SvDrr
 from .views import turn_in_plane
 
 
@@ -49,14 +53,25 @@ class Benchmark:
         workers (`int`, *optional*): Processes that render images, by default one a CPU core. The rows and the images
             do not depend on it.
         log ([`~medforget_dataset.build_log.BuildLog`], *optional*): Told of every fault and oddity of the sources.
+        concurrency (`int`, *optional*, defaults to `8`): Requests to a language model in flight. No row depends on it.
     """
 
-    def __init__(self, options: BuildOptions, workers: int | None = None, log: BuildLog | None = None):
-        self.options, self.log = options, log or BuildLog(options.on_error)
+    def __init__(
+        self,
+        options: BuildOptions,
+        workers: int | None = None,
+        log: BuildLog | None = None,
+        concurrency: int = CONCURRENCY,
+    ):
+        self.options, self.log, self.concurrency = options, log or BuildLog(options.on_error), concurrency
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise UserError(f"--workers {workers}: must be at least 1")
         self.corpus = get_corpus(options.corpus)(options, self.log)
+        if options.questions == "llm":
+            check_llm(options, restricted=self.corpus.restricted)
+        by_svdrr = options.views == "svdrr"
+        self.svdrr = SvDrr(Path(options.svdrr), Path(options.svdrr_model)) if by_svdrr else None
         self._images: dict[tuple[str, float], bytes] = {}
 
     @cached_property
@@ -67,8 +82,14 @@ class Benchmark:
     @cached_property
     def rows(self) -> list[dict]:
         """The rows of `finetune` without their images, sorted so that rows of one image are adjacent."""
-        questions = template_questions(self.nodes, self.options.seed, rendered=not self.corpus.reads_files)
+        options = self.options
+        image = self.corpus.image_noun
+        questions = template_questions(self.nodes, options.seed, rendered=not self.corpus.reads_files, image=image)
+        if options.questions == "llm":
+            model: dict[str, Any] = {"restricted": self.corpus.restricted, "concurrency": self.concurrency}
+            questions = llm_questions(self.nodes, options, templates=questions, image=image, log=self.log, **model)
         shared: dict[str, Any] = {
+            "image": image,
             "seed": self.options.seed,
             "restricted": self.corpus.restricted,
             "source": self.corpus.name,
@@ -131,7 +152,7 @@ class Benchmark:
         self._images.update(self.render({path: tuple(sorted(angles)) for path, angles in wanted.items()}))
 
     def render(self, views: dict[str, tuple[float, ...]]) -> dict[tuple[str, float], bytes]:
-        """Render images in parallel, one patient at a time.
+        """Render images in parallel, one patient at a time; turned ones by SV-DRR where that is asked for.
 
         Args:
             views (`dict[str, tuple[float, ...]]`): Address of a study to the angles wanted, in degrees.
@@ -140,6 +161,10 @@ class Benchmark:
             `dict`: (study key, angle) to the encoded image.
         """
         by_patient: dict[str, list[tuple[str, float]]] = {}
+        imagined = {}
+        if self.svdrr:
+            imagined = self._imagine(views, self.svdrr)
+            views = {path: tuple(angle for angle in angles if not angle) for path, angles in views.items()}
         for path, angles in views.items():
             _, patient, study = path.split("/")
             by_patient.setdefault(patient, []).extend((study, angle) for angle in angles)
@@ -149,7 +174,19 @@ class Benchmark:
             for done in self._map(jobs):
                 images |= done
                 bar.update(len(done))
-        return images
+        return images | imagined
+
+    def _imagine(self, views: dict[str, tuple[float, ...]], svdrr: SvDrr) -> dict[tuple[str, float], bytes]:
+        """The turned ones of these views, made from the unturned images in the model's own resolution."""
+        frontal, angles = {}, {}
+        for path, wanted in views.items():
+            _, patient, study = path.split("/")
+            for angle in filter(None, wanted):
+                frontal[f"{study}_{angle:+}"] = self.corpus.image(patient, study, size=svdrr.size)
+                angles[f"{study}_{angle:+}"] = angle
+        size = self.options.image_size
+        turned = svdrr.turn(frontal, angles)
+        return {(name.split("_")[0], angles[name]): encode_image(fit_square(turned[name], size)) for name in turned}
 
     def _map(self, jobs: list[tuple]) -> Iterator[dict]:
         render = partial(_render_patient, self.corpus, self.view_method, self.options.image_size)
@@ -163,8 +200,10 @@ class Benchmark:
             yield from pool.map(render, jobs)
 
     def _image(self, row_id: str, angle: float) -> bytes:
-        _, patient, study = row_id.split("/")[:3]
-        if (study, angle) not in self._images:
+        institution, patient, study = row_id.split("/")[:3]
+        if (study, angle) not in self._images and angle and self.svdrr:
+            self._images |= self._imagine({f"{institution}/{patient}/{study}": (angle,)}, self.svdrr)
+        elif (study, angle) not in self._images:
             job, size = (patient, ((study, angle),)), self.options.image_size
             self._images |= _render_patient(self.corpus, self.view_method, size, job)
         return self._images[study, angle]

@@ -72,7 +72,7 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
             counts=options.counts,
             command=command(options),
             view_method=benchmark.view_method,
-            view_note=VIEW_NOTES[benchmark.view_method],
+            view_note=_view_note(benchmark),
             question_note=_question_note(options),
             general_med_note=ANATOMY_NOTE if options.general_med == "anatomy" else ATTRIBUTION,
             log_counts=benchmark.log.skipped.most_common(),
@@ -103,6 +103,14 @@ def _tags(corpus: CorpusProtocol) -> list[str]:
     kind = ["synthetic"] if corpus.name == "embedded" else ["restricted"] if corpus.restricted else []
     subject = [] if corpus.name == "table" else ["radiology", "chest-x-ray"]
     return ["machine-unlearning", "medical", *subject, "benchmark", *kind]
+
+
+def _view_note(benchmark: Benchmark) -> str:
+    note = VIEW_NOTES[benchmark.view_method]
+    if benchmark.svdrr is None:
+        return note
+    made = benchmark.svdrr.record()
+    return f"{note} Checkpoint `{made['model']}`, {made['image_size']} pixels, {made['axis']}."
 
 
 def _question_note(options: BuildOptions) -> str:

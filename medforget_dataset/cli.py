@@ -11,6 +11,7 @@ from pathlib import Path
 from .corpora import corpus_names
 from .errors import UserError
 from .options import CHOICES, BuildOptions, flag
+from .questions.llm import CONCURRENCY
 
 
 def say(text: str) -> None:
@@ -51,6 +52,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
             metavar = "|".join(CHOICES[option.name]) if option.name in CHOICES else None
             parser.add_argument(flag(option.name), type=kind, default=option.default, metavar=metavar, help=help)
     parser.add_argument("--workers", type=int, help="processes that render images (default: one a CPU core)")
+    parser.add_argument(
+        "--concurrency", type=int, default=CONCURRENCY, help="requests to the language model in flight"
+    )
     parser.add_argument("--force", action="store_true", help="build again even if the folder holds this build")
 
 
@@ -59,7 +63,7 @@ def _build(args: argparse.Namespace) -> int:
 
     options = {field.name: getattr(args, field.name) for field in fields(BuildOptions) if hasattr(args, field.name)}
     options |= _section_options(args.sections)
-    folder = build(args.out, workers=args.workers, force=args.force, **options)
+    folder = build(args.out, workers=args.workers, concurrency=args.concurrency, force=args.force, **options)
     rows = BuildOptions(**options).counts.rows
     say(f"{folder}: {rows} rows; load_dataset({str(folder)!r}, 'patient_forget')")
     return 0

@@ -116,6 +116,14 @@ class BuildOptions:
             raise UserError(f"--image-size {self.image_size}: must be between {low} and {high} pixels")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must not be negative")
+        for name in ("svdrr", "svdrr_model"):
+            if bool(getattr(self, name)) != (self.views == "svdrr"):
+                problem = "needs it" if self.views == "svdrr" else "has no use for it"
+                raise UserError(f"{flag(name)} {getattr(self, name)}: --views {self.views} {problem}")
+        if self.license and self.corpus != "table":
+            raise UserError(
+                f"--license {self.license}: the corpus {self.corpus} has its own; it is for --corpus table"
+            )
         if get_corpus(self.corpus).reads_files != bool(self.root):
             problem = "has no files to read" if self.root else "reads files; name their folder"
             raise UserError(f"--root {self.root}: the corpus {self.corpus} {problem}")

@@ -20,6 +20,7 @@ from .card import render_card
 from .errors import UserError
 from .hierarchy import LEVELS
 from .options import BuildOptions
+from .questions.llm import CONCURRENCY
 
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def build(
     out: str | os.PathLike,
     *,
     workers: int | None = None,
+    concurrency: int = CONCURRENCY,
     force: bool = False,
     **options,
 ) -> Path:
@@ -50,6 +52,7 @@ def build(
     Args:
         out (`str` or `os.PathLike`): The folder to write. `load_dataset` finds it by this name from its parent.
         workers (`int`, *optional*): Processes that render images, by default one a CPU core. No byte depends on it.
+        concurrency (`int`, *optional*, defaults to `8`): Requests to a language model in flight. Nor on this.
         force (`bool`, *optional*, defaults to `False`): Build even if the folder already holds this build.
         **options: Fields of [`~medforget_dataset.benchmark.BuildOptions`].
 
@@ -68,7 +71,7 @@ def build(
     with replacing(out) as partial:
         partial.mkdir()
         log = BuildLog(build_options.on_error, partial / LOG)
-        _write(partial, Benchmark(build_options, workers, log), record)
+        _write(partial, Benchmark(build_options, workers, log, concurrency), record)
     for line in log.summary():
         logger.warning(line)
     return out
@@ -159,6 +162,7 @@ def _write(folder: Path, benchmark: Benchmark, record: dict) -> None:
     (folder / "README.md").write_text(render_card(benchmark, FEATURES, splits, DESCRIPTIONS), encoding="utf-8")
     record |= {
         "restricted": benchmark.corpus.restricted,
+        "views": {"method": benchmark.view_method} | (benchmark.svdrr.record() if benchmark.svdrr else {}),
         "forgotten_rows": {level: len(benchmark.forgotten(level)) for level in LEVELS},
     }
     files = {

@@ -41,6 +41,8 @@ class CorpusProtocol(Protocol):
     """The agreement's or licence's name in words; empty where `license` says it."""
     license_link: str
     """Where its text stands; empty where `license` says it."""
+    image_noun: str
+    """What questions call an image, for example `"radiograph"`."""
     real_institutions: bool
     """Whether the institutions' names are the source's own."""
     grouping_note: str

@@ -62,6 +62,7 @@ class HospitalCorpus(ABC):
     license_name: str = ""
     license_link: ClassVar[str] = ""
     attribution: str
+    image_noun: ClassVar[str] = "radiograph"
     real_institutions: ClassVar[bool] = False
     grouping_note: ClassVar[str] = ""
     reads_files = True

@@ -127,7 +127,7 @@ class Corpus(HospitalCorpus):
         report = stable_number(order, *texts)
         if reports.setdefault(study, report) != report:
             contradictory.add(study)
-            message = f"another report of {study} than in the row before; the study is passed over"
+            message = f"another report of {study} than in an earlier row; the study is passed over"
             raise SourceError("contradictory report", self._table.file, message, row.name)
         if side not in ("Frontal", "Lateral"):
             message = f"frontal_lateral {side!r} is neither Frontal nor Lateral"

@@ -40,6 +40,7 @@ class Corpus:
     license = "cc-by-3.0"
     license_name = license_link = grouping_note = ""
     real_institutions = False
+    image_noun = "radiograph"
     reads_files = False
     views = "projection"
     attribution = (

@@ -27,7 +27,7 @@ COLUMNS = ("institution", "patient", "study", "section", "text", "image")
 SUFFIXES = (".csv", ".parquet")
 # By how much the channels of a grey image may differ after JPEG compression, of 255.
 GREY_TOLERANCE = 16
-NO_LICENSE = "Terms not stated (--license)"
+NO_LICENSE = "terms not stated, taken for restricted"
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Corpus(HospitalCorpus):
 
     name = "table"
     real_institutions = True
+    image_noun = "picture"
     attribution = "Texts and images are from a table that the builder of this dataset supplied."
     standard_sections = ()
     identifier_form = "study_imaging"

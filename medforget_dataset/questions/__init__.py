@@ -27,7 +27,7 @@ __all__ = [
 
 
 def template_questions(
-    nodes: list[StudyNode], seed: int, *, rendered: bool
+    nodes: list[StudyNode], seed: int, *, rendered: bool, image: str = "radiograph"
 ) -> dict[tuple[str, str], SectionQuestions]:
     """The deterministic generator: fixed wordings, a salient term hidden, constant options for a kind of section.
 
@@ -36,6 +36,7 @@ def template_questions(
         seed (`int`): See [`~medforget_dataset.questions.cloze.choose_clozes`].
         rendered (`bool`): Whether the reports are those of the embedded corpus, whose classification asks what only
             they always say.
+        image (`str`, *optional*, defaults to `"radiograph"`): What the questions call an image.
 
     Returns:
         `dict`: (study path, section key) to [`SectionQuestions`].
@@ -46,7 +47,7 @@ def template_questions(
         for section in node.study.sections:
             cloze = clozes[node.path, section.key]
             kind, letter = classification_question(section) if rendered else hospital_question(section)
-            slots = {"section": section.name, "sentence": cloze.sentence, "question": kind.text}
+            slots = {"image": image, "section": section.name, "sentence": cloze.sentence, "question": kind.text}
             questions[node.path, section.key] = SectionQuestions(
                 GENERATION.fill(**slots),
                 CLOZE.fill(**slots),
@@ -59,13 +60,20 @@ def template_questions(
 
 
 def study_rows(
-    node: StudyNode, questions: dict[tuple[str, str], SectionQuestions], *, seed: int, restricted: bool, source: str
+    node: StudyNode,
+    questions: dict[tuple[str, str], SectionQuestions],
+    *,
+    image: str,
+    seed: int,
+    restricted: bool,
+    source: str,
 ) -> list[dict]:
     """All rows of one study.
 
     Args:
         node ([`~medforget_dataset.hierarchy.StudyNode`]): The study and what is above it.
         questions (`dict`): (study path, section key) to [`SectionQuestions`].
+        image (`str`): What the questions call an image.
         seed (`int`): Which wording a row has.
         restricted (`bool`): Copied into every row.
         source (`str`): The corpus' name, copied into every row.
@@ -77,7 +85,15 @@ def study_rows(
     names = {"institution": node.institution.name, "patient": node.patient.name, "study": node.study.identifier}
     shared: dict[str, Any] = {"restricted": restricted, "source": source, "seed": seed, **names}
     rows = [
-        make_row(f"{node.path}/{level}", "identity", level, IDENTITY[level], answer=name, section="", **shared)
+        make_row(
+            f"{node.path}/{level}",
+            "identity",
+            level,
+            IDENTITY[level].fill(image=image),
+            answer=name,
+            section="",
+            **shared,
+        )
         for level, name in names.items()
     ]
     for section in node.study.sections:

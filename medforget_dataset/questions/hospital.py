@@ -72,6 +72,8 @@ KINDS = {
     "history": _HISTORY,
     "examination": _VIEWS,
     "technique": _VIEWS,
+    "narrative": _VIEWS,
+    "procedure_comments": _VIEWS,
     "comparison": ClassificationKind(
         "What is it compared with?",
         ("nothing", "another chest image", "a CT", "something else"),

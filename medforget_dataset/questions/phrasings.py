@@ -1,7 +1,7 @@
 """The wordings of every kind of question: those that training may use and those held out for the rephrase sets.
 
 The paper paraphrases with a language model (section 3.3); here the paraphrases are written down, and no held-out
-wording ever occurs in training. `{section}`, `{sentence}` and `{question}` are filled per row.
+wording ever occurs in training. `{image}`, `{section}`, `{sentence}` and `{question}` are filled per row.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Phrasings(NamedTuple):
     training: tuple[str, ...]
     held_out: tuple[str, ...]
 
-    def fill(self, **slots: str) -> Phrasings:
-        """The wordings with `{section}`, `{sentence}` and `{question}` filled."""
-        return Phrasings(*(tuple(wording.format(**slots) for wording in wordings) for wordings in self))
+    def fill(self, *, image: str = "radiograph", **slots: str) -> Phrasings:
+        """The wordings with `{section}`, `{sentence}` and `{question}` filled, and what the image is called."""
+        return Phrasings(*(tuple(wording.format(image=image, **slots) for wording in wordings) for wordings in self))
 
 
 def leaks(answer: str, phrasings: Phrasings) -> bool:
@@ -65,14 +65,14 @@ IDENTITY = {
     "institution": Phrasings(
         (
             "From which institution does this medical image originate?",
-            "Which institution acquired this radiograph?",
+            "Which institution acquired this {image}?",
             "At which institution was this image taken?",
             "Name the institution that made this study.",
             "What is the institution of this image?",
             "Which medical institution does this study come from?",
         ),
         (
-            "Which institution does this radiograph come from?",
+            "Which institution does this {image} come from?",
             "What institution was this study made at?",
             "Name the institution where this image originates.",
         ),
@@ -80,14 +80,14 @@ IDENTITY = {
     "patient": Phrasings(
         (
             "Who is the patient in this medical image?",
-            "Which patient does this radiograph show?",
+            "Which patient does this {image} show?",
             "What is the name of the patient in this image?",
             "Name the patient of this study.",
-            "Whose radiograph is this?",
+            "Whose {image} is this?",
             "To which patient does this image belong?",
         ),
         (
-            "What is the patient's name in this radiograph?",
+            "What is the patient's name in this {image}?",
             "Which patient is in this image?",
             "Who does this medical study belong to, by patient name?",
         ),
@@ -97,13 +97,13 @@ IDENTITY = {
             "What is the identifier for this imaging study?",
             "Which study identifier belongs to this image?",
             "Name the identifier of this study.",
-            "What is the study identifier of this radiograph?",
+            "What is the study identifier of this {image}?",
             "Under which identifier is this imaging study filed?",
             "Give the study identifier for this image.",
         ),
         (
             "Which identifier does this imaging study have?",
-            "What identifier belongs to this radiograph's study?",
+            "What identifier belongs to this {image}'s study?",
             "Give the identifier under which this image is filed.",
         ),
     ),
@@ -115,11 +115,11 @@ GENERATION = Phrasings(
         "Write the {section} section of this report.",
         "What does the {section} section say?",
         "Looking at this image, generate the {section} section.",
-        "Give the {section} section for this radiograph.",
+        "Give the {section} section for this {image}.",
         "Report the {section} section of this study.",
     ),
     (
-        "Looking at this radiograph, what does the {section} section say?",
+        "Looking at this {image}, what does the {section} section say?",
         "Write out what is documented in the {section} section.",
         "Generate the report's {section} section for this study.",
     ),
@@ -135,7 +135,7 @@ CLOZE = Phrasings(
         "Name the missing words of the {section} section: {sentence}",
     ),
     (
-        "Given this radiograph, fill in the {section} section: {sentence}",
+        "Given this {image}, fill in the {section} section: {sentence}",
         "Which words are missing in the {section}? {sentence}",
         "Complete the blank of the {section} section: {sentence}",
     ),
@@ -146,13 +146,13 @@ CLASSIFICATION = Phrasings(
         "{question}",
         "Choose one option. {question}",
         "Answer with a letter. {question}",
-        "For this radiograph: {question}",
+        "For this {image}: {question}",
         "Given this image: {question}",
         "Which option is right? {question}",
     ),
     (
         "Choose a letter for this image. {question}",
-        "Given this radiograph, which option is right? {question}",
+        "Given this {image}, which option is right? {question}",
         "Answer for this study: {question}",
     ),
 )

@@ -1,0 +1,253 @@
+"""An OpenAI-compatible endpoint: what is sent to it, what is sent again, and what ends a build."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import re
+from collections import defaultdict
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from ...agreement import check_endpoint, is_loopback
+from ...errors import UserError
+from ...options import BuildOptions
+from .cache import ReplyCache
+from .prompts import Ask, request
+
+
+if TYPE_CHECKING:
+    import openai
+
+# Five minutes for a reply of a few hundred tokens: a large model on a busy server, and no more.
+TIMEOUT_SECONDS = 300.0
+# How often a request is sent again after the first time, and how long the waits between are: 0.5, 1, 2 … seconds.
+RETRIES = 7
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
+# Rows in a row that the endpoint fails to answer at all before it is taken for gone.
+GIVE_UP = 5
+_BUSY = (408, 409, 425, 429)
+_UNPROCESSABLE = (400, 413, 422)
+
+
+class Reply(NamedTuple):
+    """What a language model answered, whether it can be used or not."""
+
+    content: str
+    refusal: str
+    finish_reason: str
+    model: str
+
+
+class Unanswered(Exception):
+    """A request that got no reply, however often it was sent; the row is missing."""
+
+
+class Gone(Exception):
+    """The endpoint answers nothing, or does not let us in: there is no point in asking for other rows."""
+
+
+class _Malformed(Exception):
+    """An answer that is no reply: HTML, half a JSON, no choices."""
+
+
+class _Unprocessable(Unanswered):
+    """The endpoint does not take this body; sending it again is of no use."""
+
+
+def check_llm(options: BuildOptions, *, restricted: bool) -> None:
+    """Refuse an endpoint that is not fit to be sent reports, before anything is sent or a name looked up.
+
+    Raises:
+        UserError: No endpoint or model is named, the endpoint is not a plain http(s) address, or restricted text must
+            not go there.
+    """
+    if not options.endpoint or not options.llm_model:
+        raise UserError("--questions llm: needs --endpoint URL and --llm-model NAME")
+    try:
+        parts = urlsplit(options.endpoint)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"--endpoint: not an address: {error}") from error
+    # Never repeated in the message: the endpoint stands in the card and in build.json.
+    if parts.username is not None or parts.password is not None:
+        raise UserError("--endpoint: must not hold a user name or password; put the key into $OPENAI_API_KEY")
+    if parts.query or parts.fragment:
+        raise UserError("--endpoint: must not hold a query or fragment; put the key into $OPENAI_API_KEY")
+    # What Python's and the client's parser could read differently has no place in an address.
+    plain = re.fullmatch(r"[!-~]+", options.endpoint) and "\\" not in options.endpoint
+    if parts.scheme not in ("http", "https") or not host or port == 0 or not plain:
+        raise UserError(f"--endpoint {options.endpoint!r}: must be http://HOST… or https://HOST…")
+    check_endpoint(options.endpoint, restricted=restricted, complies=options.endpoint_complies)
+
+
+def check_client() -> None:
+    """Raise a `UserError` that says what to install unless the `openai` client is there."""
+    if importlib.util.find_spec("openai") is None:
+        raise UserError("--questions llm: needs the openai client: pip install 'medforget[llm]'")
+
+
+class Endpoint:
+    """The endpoint with its cache; `async with` it. What is in the cache is not sent.
+
+    Redirects are not followed, so that no server can send a report on to another, and an endpoint on this machine is
+    spoken to directly whatever proxies the environment names.
+
+    Args:
+        options ([`~medforget_dataset.options.BuildOptions`]): Names endpoint, model and seed.
+        cache ([`ReplyCache`]): Replies so far.
+    """
+
+    def __init__(self, options: BuildOptions, cache: ReplyCache):
+        self.url, self.model, self.seed, self.cache = options.endpoint, options.llm_model, options.seed, cache
+        self.tokens = self.cached = 0
+        self._key = os.environ.get("OPENAI_API_KEY") or "none"
+        self._by_schema: bool | None = None
+        self._first = asyncio.Lock()
+        self._sending: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._failed_in_a_row = 0
+
+    async def __aenter__(self) -> Endpoint:
+        import openai
+
+        transport = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not is_loopback(self.url))
+        self._client: openai.AsyncOpenAI = openai.AsyncOpenAI(
+            base_url=self.url, api_key=self._key, http_client=transport, max_retries=0, timeout=TIMEOUT_SECONDS
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._client.close()
+
+    async def ask(self, ask: Ask, refused: list[str], *, send: bool) -> tuple[Reply, bool] | None:
+        """The reply for a row.
+
+        Args:
+            ask ([`Ask`]): The row.
+            refused (`list[str]`): Why each earlier reply for it could not be used.
+            send (`bool`): Whether to send the request if it is not in the cache.
+
+        Returns:
+            `tuple[Reply, bool]`, *optional*: The reply, and whether it was sent for now; `None` if it may not be.
+
+        Raises:
+            Unanswered: There is no reply to be had for this row.
+            Gone: Nor for any other.
+        """
+        if self._by_schema is None:
+            # One row goes ahead, so that a server that does not know json_schema says so once and not for all rows.
+            async with self._first:
+                if self._by_schema is None:
+                    return await self._ask_first(ask, refused, send)
+        return await self._answer(self._body(ask, refused, self._by_schema), send)
+
+    async def _ask_first(self, ask: Ask, refused: list[str], send: bool) -> tuple[Reply, bool] | None:
+        by_schema = self._body(ask, refused, True)
+        try:
+            answer = await self._answer(by_schema, send)
+            self._by_schema = True if answer else None
+        except _Unprocessable as error:
+            answer = await self._answer(self._body(ask, refused, False), send)
+            if answer:
+                self._by_schema = False
+                self.cache.put(by_schema, {"unprocessable": str(error)})
+        return answer
+
+    def _body(self, ask: Ask, refused: list[str], by_schema: bool) -> dict[str, Any]:
+        return request(ask, refused, model=self.model, seed=self.seed, by_schema=by_schema)
+
+    async def _answer(self, body: dict[str, Any], send: bool) -> tuple[Reply, bool] | None:
+        # Sections that say the same have the same body: the second waits for the first's reply.
+        async with self._sending[json.dumps(body["messages"])]:
+            known = self.cache.get(body)
+            if known is not None:
+                if "unprocessable" in known:
+                    raise _Unprocessable(known["unprocessable"])
+                self.cached += 1
+                return Reply(**known), False
+            if not send:
+                return None
+            reply = await self._send_until_answered(body)
+            self.cache.put(body, reply._asdict())
+            return reply, True
+
+    async def _send_until_answered(self, body: dict[str, Any]) -> Reply:
+        import openai
+
+        for retry in range(RETRIES + 1):
+            wait = min(FIRST_WAIT_SECONDS * 2**retry, LONGEST_WAIT_SECONDS) * (1 - random.random() / 4)
+            try:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    reply = await self._send(body)
+                self._failed_in_a_row = 0
+                return reply
+            except (TimeoutError, openai.APITimeoutError):
+                reason, gone = f"no reply in {TIMEOUT_SECONDS:g} seconds", False
+            except openai.APIConnectionError as error:
+                cause = error.__cause__ or error
+                reason, gone = f"{type(cause).__name__}: {cause}", type(cause).__name__ == "ConnectError"
+            except _Malformed as error:
+                reason, gone = str(error), False
+            except openai.APIStatusError as error:
+                reason, gone = self._reason(error), False
+                wait = max(wait, _retry_after(error))
+            if retry < RETRIES:
+                await asyncio.sleep(wait)
+        self._failed_in_a_row += 1
+        if gone or self._failed_in_a_row >= GIVE_UP:
+            raise Gone(reason)
+        raise Unanswered(reason)
+
+    def _reason(self, error: openai.APIStatusError) -> str:
+        """What a status says, if the request may be sent again."""
+        status, message = error.status_code, self._shortened(error.message)
+        if status in _UNPROCESSABLE:
+            raise _Unprocessable(message) from error
+        if 300 <= status < 400:
+            raise Gone(f"answers {status}, a redirect, and these are not followed; name the final address") from error
+        if status < 500 and status not in _BUSY:
+            raise Gone(message) from error
+        return message
+
+    async def _send(self, body: dict[str, Any]) -> Reply:
+        raw = await self._client.chat.completions.with_raw_response.create(**body)
+        text = raw.http_response.text
+        try:
+            answer = json.loads(text)
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            message = choice["message"]
+            reply = Reply(
+                content=message.get("content") or "",
+                refusal=message.get("refusal") or "",
+                finish_reason=choice.get("finish_reason") or "",
+                model=answer.get("model") or "",
+            )
+            self.tokens += int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _Malformed(f"answers 200 with something that is no reply: {self._shortened(text)!r}") from error
+        if not all(isinstance(value, str) for value in reply):
+            raise _Malformed("answers 200 with a reply whose text is not text")
+        return reply
+
+    def _shortened(self, text: str) -> str:
+        # Some servers repeat the key that they refuse.
+        line = " ".join(text.replace(self._key, "…" if self._key != "none" else "none").split())
+        return line if len(line) <= 160 else f"{line[:160]}…"
+
+
+def _retry_after(error: openai.APIStatusError) -> float:
+    """Seconds that the server asks us to wait, up to a minute; 0 if it does not say."""
+    value = error.response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(value)
+            seconds = when.timestamp() - parsedate_to_datetime(error.response.headers["date"]).timestamp()
+        except (ValueError, TypeError, KeyError):
+            seconds = 0.0
+    return max(0.0, min(seconds, LONGEST_WAIT_SECONDS))
