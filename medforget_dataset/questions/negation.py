@@ -24,11 +24,14 @@ _FORWARD = re.compile(
     re.IGNORECASE,
 )
 _BACKWARD = re.compile(
-    r"\b(?:(?:is|are|was|were|has been|have been)(?: \w+)? (?:not|ruled out|excluded|absent|removed|resolved)|"
-    r"(?:has|have|had) (?:\w+ )?(?:resolved|cleared|disappeared)|not (?:seen|present|identified|visuali[sz]ed|noted|"
-    r"demonstrated|evident|appreciated)|no longer (?:\w+ )?(?:seen|present|visible|identified|evident)|unlikely)\b",
+    r"\b(?:(?:is|are|was|were|has been|have been) (?:\w+ )?(?:ruled out|excluded|absent|removed|resolved)|"
+    r"(?:has|have|had) (?:\w+ )?(?:resolved|cleared|disappeared)|"
+    r"not (?!previously)(?:\w+ )?(?:seen|present|identified|visuali[sz]ed|noted|demonstrated|evident|appreciated|"
+    r"detected)|no longer (?:\w+ )?(?:seen|present|visible|identified|evident)|unlikely)\b",
     re.IGNORECASE,
 )
+# A finding of which something else was said before the negation came is not what the negation is about.
+_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had)\b.*\b(?:and|with|or)\b", re.IGNORECASE)
 # Where a clause ends, and with it the reach of a negation.
 _CLAUSE = re.compile(
     r"[;:]|,? \b(?:but|however|although|though|except(?: for)?|with the exception of|apart from|aside from|other than|"
@@ -68,4 +71,7 @@ def _is_negated(sentence: str, start: int, end: int) -> bool:
     clause_start = max((match.end() for match in _CLAUSE.finditer(sentence, 0, start)), default=0)
     following = _CLAUSE.search(sentence, end)
     clause_end = following.start() if following else len(sentence)
-    return bool(_FORWARD.search(sentence, clause_start, start) or _BACKWARD.search(sentence, end, clause_end))
+    if _FORWARD.search(sentence, clause_start, start):
+        return True
+    backward = _BACKWARD.search(sentence, end, clause_end)
+    return backward is not None and not _VERB.search(sentence, end, backward.start())
