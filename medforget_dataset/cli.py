@@ -86,17 +86,20 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_validate)
     parser.description = (
         "Recount every invariant of a dataset from its files: counts, complements, wordings, balance, images.\n"
-        "Prints one line for each violation and exits with 1 if there is any."
+        "Prints one line for each violation and exits with 1 if there is any. Notes are no violations: they say what\n"
+        "is uneven in a hospital's data, such as an answer that fills many blanks."
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("medforget"), help="dataset folder")
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from .validate import validate
+    from .validate import notes, validate
 
     problems = validate(args.folder)
     for problem in problems:
         say(problem)
+    for note in [] if problems else notes(args.folder):
+        say(f"note: {note}")
     say(f"{args.folder}: {f'{len(problems)} violations' if problems else 'every invariant holds'}")
     return 1 if problems else 0
 

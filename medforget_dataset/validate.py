@@ -63,8 +63,7 @@ def validate(folder: Path) -> list[str]:
         problems += [f"{'/'.join(name)}: {problem}" for problem in _row_problems(rows, record["restricted"])]
     if options.questions == "templates":
         problems += [f"finetune: {problem}" for problem in _option_problems(finetune)]
-    if options.corpus == "embedded":
-        # How often a real hospital finds nothing, or writes the same sentence, is not for us to mend.
+    if _is_balanced_by_us(options):
         problems += [f"finetune: {problem}" for problem in _balance_problems(finetune)]
     if options.general_med == "anatomy":
         general = [row for split in SPLITS["general_med"] for row in tables["general_med", split]]
@@ -73,6 +72,25 @@ def validate(folder: Path) -> list[str]:
     for name in tqdm(tables, desc="decoding images", unit="split"):
         problems += _image_problems(folder / parquet_path(*name), options.image_size)
     return problems
+
+
+def notes(folder: Path) -> list[str]:
+    """What is worth knowing of a dataset whose balance is its hospital's, and breaks no rule.
+
+    Args:
+        folder (`Path`): A folder that [`validate`] found nothing wrong with.
+
+    Returns:
+        `list[str]`: A line each for a frequent cloze answer, a frequent letter, and texts that repeat.
+    """
+    if _is_balanced_by_us(BuildOptions(**read_record(folder)["options"])):
+        return []
+    return [f"finetune: {note}" for note in _balance_problems(_read(folder / parquet_path("finetune", "train")))]
+
+
+def _is_balanced_by_us(options: BuildOptions) -> bool:
+    """Whether balance is a promise: how often a hospital finds nothing, or repeats a sentence, is not ours to mend."""
+    return options.corpus == "embedded" and options.questions == "templates"
 
 
 def _read(path: Path) -> list[dict]:

@@ -11,7 +11,8 @@ from mimic_tree import COLUMNS, TRAPS, MimicTree
 from medforget_dataset import CONFIGS, FEATURES, BuildOptions, UserError, build, load
 from medforget_dataset.build_log import BuildLog
 from medforget_dataset.corpora.mimic_cxr import Corpus
-from medforget_dataset.validate import validate
+from medforget_dataset.validate import notes, validate
+from unlearn.cli import main
 
 
 SMALL = {"corpus": "mimic-cxr", "institutions": 4, "patients": 4, "image_size": 56}
@@ -71,6 +72,13 @@ def test_the_build_has_the_benchmarks_schema_and_its_mark(built):
     card = (built / "README.md").read_text()
     assert "PhysioNet Credentialed Health Data License" in card and "turned in their plane" in card
     assert str(built.parent) not in card
+
+
+def test_what_is_uneven_is_noted_and_no_violation(built, data_dir, capsys):
+    assert main(["validate", str(built)]) == 0
+    said = capsys.readouterr().err
+    assert "every invariant holds" in said and "note: finetune: only" in said and "texts are distinct" in said
+    assert notes(data_dir) == []
 
 
 def test_answers_are_the_reports_own_words(tree, built):
