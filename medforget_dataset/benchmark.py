@@ -67,6 +67,8 @@ class Benchmark:
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise UserError(f"--workers {workers}: must be at least 1")
+        if concurrency < 1:
+            raise UserError(f"--concurrency {concurrency}: must be at least 1")
         self.corpus = get_corpus(options.corpus)(options, self.log)
         if options.questions == "llm":
             check_llm(options, restricted=self.corpus.restricted)
@@ -134,7 +136,10 @@ class Benchmark:
                 image = {"bytes": encode_image(row["image"]), "path": f"{row['id'].split('/')[1]}.jpg"}
                 yield {**{key: value for key, value in row.items() if key != "held_out"}, **mark, "image": image}
             return
-        for row in self.config_rows(config):
+        rows = self.config_rows(config)
+        if self.svdrr:  # all at once: each call loads the model
+            self._images |= self._imagine(self._missing(rows), self.svdrr)
+        for row in rows:
             study = row["id"].split("/")[2]
             angle = row["view_angle"]
             image = {"bytes": self._image(row["id"], angle), "path": f"{study}{f'_{angle:+.0f}' if angle else ''}.jpg"}
@@ -145,11 +150,17 @@ class Benchmark:
         if "general_med" in configs:
             # Whatever is wrong with its source shows before the rendering, not after it.
             general_med_rows("test", self.options, self.log)
+        rows = [row for config in configs if config != "general_med" for row in self.config_rows(config)]
+        self._images |= self.render(self._missing(rows))
+
+    def _missing(self, rows: list[dict]) -> dict[str, tuple[float, ...]]:
+        """Address of a study to its angles, for the images of these rows that are not yet there."""
         wanted: dict[str, set[float]] = {}
-        for config in configs:
-            for row in self.config_rows(config) if config != "general_med" else ():
-                wanted.setdefault("/".join(row["id"].split("/")[:3]), set()).add(row["view_angle"])
-        self._images.update(self.render({path: tuple(sorted(angles)) for path, angles in wanted.items()}))
+        for row in rows:
+            path = "/".join(row["id"].split("/")[:3])
+            if (path.split("/")[2], row["view_angle"]) not in self._images:
+                wanted.setdefault(path, set()).add(row["view_angle"])
+        return {path: tuple(sorted(angles)) for path, angles in wanted.items()}
 
     def render(self, views: dict[str, tuple[float, ...]]) -> dict[tuple[str, float], bytes]:
         """Render images in parallel, one patient at a time; turned ones by SV-DRR where that is asked for.
@@ -160,36 +171,41 @@ class Benchmark:
         Returns:
             `dict`: (study key, angle) to the encoded image.
         """
+        if self.svdrr is None:
+            return self._render(views, self.options.image_size)
+        upright: dict[str, tuple[float, ...]] = {path: (0.0,) for path, angles in views.items() if 0.0 in angles}
+        images = self._render(upright, self.options.image_size) if upright else {}
+        return images | self._imagine(views, self.svdrr)
+
+    def _render(
+        self, views: dict[str, tuple[float, ...]], size: int, kind: str = "JPEG"
+    ) -> dict[tuple[str, float], bytes]:
         by_patient: dict[str, list[tuple[str, float]]] = {}
-        imagined = {}
-        if self.svdrr:
-            imagined = self._imagine(views, self.svdrr)
-            views = {path: tuple(angle for angle in angles if not angle) for path, angles in views.items()}
         for path, angles in views.items():
             _, patient, study = path.split("/")
             by_patient.setdefault(patient, []).extend((study, angle) for angle in angles)
         jobs = [(patient, tuple(wanted)) for patient, wanted in sorted(by_patient.items())]
         images: dict[tuple[str, float], bytes] = {}
         with tqdm(total=sum(len(wanted) for _, wanted in jobs), desc="rendering images", unit="image") as bar:
-            for done in self._map(jobs):
+            for done in self._map(jobs, size, kind):
                 images |= done
                 bar.update(len(done))
-        return images | imagined
+        return images
 
     def _imagine(self, views: dict[str, tuple[float, ...]], svdrr: SvDrr) -> dict[tuple[str, float], bytes]:
         """The turned ones of these views, made from the unturned images in the model's own resolution."""
-        frontal, angles = {}, {}
-        for path, wanted in views.items():
-            _, patient, study = path.split("/")
-            for angle in filter(None, wanted):
-                frontal[f"{study}_{angle:+}"] = self.corpus.image(patient, study, size=svdrr.size)
-                angles[f"{study}_{angle:+}"] = angle
+        wanted = {(path.split("/")[2], angle): path for path, angles in views.items() for angle in angles if angle}
+        if not wanted:
+            return {}
+        inputs = self._render(dict.fromkeys(wanted.values(), (0.0,)), svdrr.size, kind="PNG")
+        names = {f"{study}{angle:+g}": (study, angle) for study, angle in wanted}
+        upright = {name: Image.open(io.BytesIO(inputs[study, 0.0])) for name, (study, _) in names.items()}
+        turned = svdrr.turn(upright, {name: angle for name, (_, angle) in names.items()})
         size = self.options.image_size
-        turned = svdrr.turn(frontal, angles)
-        return {(name.split("_")[0], angles[name]): encode_image(fit_square(turned[name], size)) for name in turned}
+        return {names[name]: encode_image(fit_square(image, size)) for name, image in turned.items()}
 
-    def _map(self, jobs: list[tuple]) -> Iterator[dict]:
-        render = partial(_render_patient, self.corpus, self.view_method, self.options.image_size)
+    def _map(self, jobs: list[tuple], size: int, kind: str) -> Iterator[dict]:
+        render = partial(_render_patient, self.corpus, self.view_method, size, kind)
         if self.workers == 1:
             yield from map(render, jobs)
             return
@@ -200,12 +216,10 @@ class Benchmark:
             yield from pool.map(render, jobs)
 
     def _image(self, row_id: str, angle: float) -> bytes:
-        institution, patient, study = row_id.split("/")[:3]
-        if (study, angle) not in self._images and angle and self.svdrr:
-            self._images |= self._imagine({f"{institution}/{patient}/{study}": (angle,)}, self.svdrr)
-        elif (study, angle) not in self._images:
+        _, patient, study = row_id.split("/")[:3]
+        if (study, angle) not in self._images:
             job, size = (patient, ((study, angle),)), self.options.image_size
-            self._images |= _render_patient(self.corpus, self.view_method, size, job)
+            self._images |= _render_patient(self.corpus, self.view_method, size, "JPEG", job)
         return self._images[study, angle]
 
     def _angle(self, row: dict) -> float:
@@ -219,15 +233,15 @@ def check_config(config: str) -> None:
         raise UserError(f"configuration {config!r} does not exist; choose from {', '.join(CONFIGS)}")
 
 
-def encode_image(image: Image.Image) -> bytes:
-    """The image as JPEG bytes."""
+def encode_image(image: Image.Image, kind: str = "JPEG") -> bytes:
+    """The image as JPEG bytes, or without loss as `"PNG"`."""
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    image.save(buffer, format=kind, quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
 def _render_patient(
-    corpus: CorpusProtocol, method: str, size: int, job: tuple[str, tuple[tuple[str, float], ...]]
+    corpus: CorpusProtocol, method: str, size: int, kind: str, job: tuple[str, tuple[tuple[str, float], ...]]
 ) -> dict[tuple[str, float], bytes]:
     patient, views = job
     images = {}
@@ -236,5 +250,5 @@ def _render_patient(
             image = turn_in_plane(corpus.image(patient, study, size=size), angle)
         else:
             image = corpus.image(patient, study, view_angle=angle, size=size)
-        images[study, angle] = encode_image(image)
+        images[study, angle] = encode_image(image, kind)
     return images

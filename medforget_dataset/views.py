@@ -3,6 +3,9 @@
 The embedded corpus projects its volume anew. An acquired radiograph has no depth: SV-DRR, a generative model that the
 user installs, imagines the view; without it the picture is turned in its plane, which is no other view of the patient,
 and every such row says so in its column `view_method`.
+
+Positive angles turn the patient's right front towards the detector, by projection and by SV-DRR alike: seen from above
+the head, counter-clockwise. Turned in its plane, a picture goes counter-clockwise as one looks at it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,10 @@ os.environ.pop("MEDFORGET_DIR", None)
 import pytest  # noqa: E402
 
 
+# A program of its own, which a test runs; importing it would run it.
+collect_ignore = ["svdrr_stand_in.py"]
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """The smallest dataset that 25 % divides at every level: 64 studies, 960 rows, images of 56 × 56 pixels."""
