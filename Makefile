@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := medforget_dataset harness_tasks unlearn
+# Processes that run tests, each with one thread: as many as cores, but more need memory.
+TEST_JOBS ?= 2
 # No command of ours needs the network once the packages are installed.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
@@ -35,10 +37,10 @@ demo: $(STAMP)
 	$(BIN)/medforget run --preset demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile -m "not slow and not gpu and not browser"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile -m "not gpu and not browser"
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

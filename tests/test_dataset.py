@@ -235,5 +235,5 @@ def test_the_card_says_what_was_built(data_dir):
     card = (data_dir / "README.md").read_text()
     assert "This build holds no patient data" in card
     assert "CC BY 3.0" in card
-    assert "--institutions 4 --patients\n4" in card
+    assert "medforget build --institutions 4 --patients 4 --image-size 56\n" in card
     assert "960 rows" in card

@@ -202,8 +202,9 @@ def test_structures_are_where_anatomy_says():
 
 
 def test_every_finding_of_the_corpus_is_visible():
-    from medforget_dataset import BuildOptions, walk_studies
+    from medforget_dataset import BuildOptions
     from medforget_dataset.corpora.embedded import Corpus
+    from medforget_dataset.hierarchy import walk_studies
 
     corpus = Corpus(BuildOptions(seed=11))
     for node in list(walk_studies(corpus.institutions()))[::25]:

@@ -61,6 +61,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FIGURE = re.compile(r"[A-Za-z0-9][\w.-]*\.\w+", re.ASCII)
 _PREFIX = re.compile(r"([A-D]) ?: ?")
 _LETTER = re.compile(r"\(?([A-Da-d])[).:]?")
+# The longest captions have a few thousand characters.
+MAX_CELL = 100_000
 _BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
 
 
@@ -254,6 +256,8 @@ def _rows(file: BinaryIO) -> Iterator[tuple[int, int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             raise csv.Error(f"line {first}: {error}") from error
+        if cells and max(map(len, cells)) > MAX_CELL:
+            raise csv.Error(f"line {first}: a cell of more than {MAX_CELL:,} characters; its quote is never closed")
         if cells is None:
             return
         if cells:
