@@ -73,7 +73,7 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
             command=command(options),
             view_method=benchmark.view_method,
             view_note=_view_note(benchmark),
-            question_note=_question_note(options),
+            question_note=_question_note(benchmark),
             general_med_note=ANATOMY_NOTE if options.general_med == "anatomy" else ATTRIBUTION,
             log_counts=benchmark.log.skipped.most_common(),
             studies=len(benchmark.nodes),
@@ -110,14 +110,20 @@ def _view_note(benchmark: Benchmark) -> str:
     if benchmark.svdrr is None:
         return note
     made = benchmark.svdrr.record()
-    return f"{note} Checkpoint `{made['model']}`, {made['image_size']} pixels, {made['axis']}."
+    said = f"Checkpoint `{made['model']}`, {made['image_size']} pixels, {made['axis']}; flip_pose {made['flip_pose']}"
+    return f"{note} {said}, positive angles: {made['positive']}."
 
 
-def _question_note(options: BuildOptions) -> str:
+def _question_note(benchmark: Benchmark) -> str:
+    options = benchmark.options
     if options.questions == "templates":
         return TEMPLATE_NOTE
-    agreed = f" {options.endpoint_complies}" if options.endpoint_complies else ""
-    return f"{LLM_NOTE.format(model=options.llm_model, endpoint=options.endpoint)}{agreed}"
+    notes = [LLM_NOTE.format(model=options.llm_model, endpoint=options.endpoint)]
+    if fixed := benchmark.log.skipped["no usable reply"]:
+        notes.append(f"For {fixed} rows it gave nothing usable, and they have fixed wordings.")
+    if options.endpoint_complies:
+        notes.append(f"That restricted text may go there was stated so: “{options.endpoint_complies}”.")
+    return " ".join(notes)
 
 
 def _dataset_infos(

@@ -119,7 +119,10 @@ class BuildOptions:
         for name in ("svdrr", "svdrr_model"):
             if bool(getattr(self, name)) != (self.views == "svdrr"):
                 problem = "needs it" if self.views == "svdrr" else "has no use for it"
-                raise UserError(f"{flag(name)} {getattr(self, name)}: --views {self.views} {problem}")
+                raise UserError(f"{flag(name)} {getattr(self, name)!r}: --views {self.views} {problem}")
+        for name in ("endpoint", "llm_model", "endpoint_complies"):
+            if getattr(self, name) and self.questions != "llm":
+                raise UserError(f"{flag(name)}: is for --questions llm; --questions {self.questions} asks nobody")
         if self.license and self.corpus != "table":
             raise UserError(
                 f"--license {self.license}: the corpus {self.corpus} has its own; it is for --corpus table"

@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 import threading
+import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,7 +20,8 @@ class OpenAIServer(ThreadingHTTPServer):
 
     `server.script` is called with each request's number and body, and returns a status, a function of the handler, or
     a function from the good fields to others; None answers well. `clozes` gives the cloze of a section's text, where
-    it matters which. `bodies` lists what arrived, `answered` what was answered well, `tokens` the bearer tokens.
+    it matters which. `bodies` lists what arrived and `times` when, `answered` what was answered well, `tokens` the
+    bearer tokens.
     """
 
     daemon_threads = True
@@ -30,7 +32,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.script = script or (lambda number, body: None)
         self.clozes = clozes or {}
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.bodies, self.answered, self.tokens, self.lock = [], [], [], threading.Lock()
+        self.bodies, self.times, self.answered, self.tokens, self.lock = [], [], [], [], threading.Lock()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -56,6 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             number = len(self.server.bodies)
             self.server.bodies.append(body)
+            self.server.times.append(time.monotonic())
             self.server.tokens.append(self.headers.get("Authorization", "").removeprefix("Bearer "))
         assert self.path == "/v1/chat/completions", self.path
         behaviour = self.server.script(number, body)

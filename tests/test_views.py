@@ -233,7 +233,7 @@ def test_what_is_missing_is_named_before_anything_is_built(installation, tmp_pat
     with pytest.raises(UserError, match="--svdrr-model .*no model_index.json"):
         SvDrr(folder, folder / "models")
     assert SvDrr(folder, Path("models/DiT-fb-256")).model == model  # as its README writes it
-    with pytest.raises(UserError, match="--svdrr-model : --views svdrr needs it"):
+    with pytest.raises(UserError, match="--svdrr-model '': --views svdrr needs it"):
         BuildOptions(views="svdrr", svdrr=str(folder))
     with pytest.raises(UserError, match="--views auto has no use for it"):
         BuildOptions(svdrr=str(folder))

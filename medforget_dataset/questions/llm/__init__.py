@@ -79,8 +79,6 @@ def llm_questions(
     """
     check_llm(options, restricted=restricted)
     check_client()
-    if concurrency < 1:
-        raise UserError(f"--concurrency {concurrency}: must be at least 1")
     asks, cache = _asks(nodes, image, options.seed), cache or default_folder()
     outcomes = _run(_ask_all(asks, options, ReplyCache(cache), concurrency))
     missing = [id for id, outcome in outcomes.items() if outcome.draft is None]

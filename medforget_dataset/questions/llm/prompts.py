@@ -36,8 +36,8 @@ different ways.
     "cloze": f"""\
 You write fill-in-the-blank questions for a benchmark in which a model sees a medical image.
 You are given what the image is, and the name and text of one section of its report. Copy one sentence of it letter for
-letter, and put {BLANK} in the place of one clinical detail of one to four words: a finding, side, place, size, device, view,
-symptom or disease, not a word that the rest of the sentence gives away.
+letter, and put {BLANK} in the place of one clinical detail of one to four words: a finding, side, place, size,
+device, view, symptom or disease, not a word that the rest of the sentence gives away.
 - "answer" is what {BLANK} replaced, letter for letter; it occurs nowhere else in the sentence.
 - With the answer put back, "sentence" is exactly what the section says. {BLANK} occurs once.
 Then word, in different ways, the instruction that stands before the sentence and asks to complete it.
@@ -48,7 +48,8 @@ Then word, in different ways, the instruction that stands before the sentence an
     "classification": f"""\
 You write multiple-choice questions for a benchmark in which a model sees a medical image.
 You are given what the image is, and the name and text of one section of its report. Choose one clinical element that
-the section states, and ask what it is for this image, with four options of which exactly one is right by the section's text.
+the section states, and ask what it is for this image, with four options of which exactly one is right by the
+section's text.
 - "options" are four short phrases of the same kind, all different, each complete in itself: no letters before them and
   nothing like "all of the above", because their order will be changed.
 - "answer" is the letter, A to D, of the right option in your order.
