@@ -14,7 +14,7 @@ from .benchmark import CONFIGS, SPLITS, Benchmark
 from .corpora import CorpusProtocol
 from .general_med.pmc_vqa import ATTRIBUTION
 from .hierarchy import LEVELS
-from .options import BuildOptions, command
+from .options import command
 
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
