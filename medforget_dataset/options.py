@@ -129,7 +129,7 @@ class BuildOptions:
             )
         if get_corpus(self.corpus).reads_files != bool(self.root):
             problem = "has no files to read" if self.root else "reads files; name their folder"
-            raise UserError(f"--root {self.root}: the corpus {self.corpus} {problem}")
+            raise UserError(f"{f'--root {self.root}'.strip()}: the corpus {self.corpus} {problem}")
 
     @property
     def counts(self) -> Counts:
