@@ -127,7 +127,10 @@ class BuildOptions:
             raise UserError(
                 f"--license {self.license}: the corpus {self.corpus} has its own; it is for --corpus table"
             )
-        if get_corpus(self.corpus).reads_files != bool(self.root):
+        reads_files = get_corpus(self.corpus).reads_files
+        if self.images and not reads_files:
+            raise UserError(f"--images {self.images}: the corpus {self.corpus} has no files to read")
+        if reads_files != bool(self.root):
             problem = "has no files to read" if self.root else "reads files; name their folder"
             raise UserError(f"{f'--root {self.root}'.strip()}: the corpus {self.corpus} {problem}")
 

@@ -22,7 +22,7 @@ from ..build_log import BuildLog, SourceError
 from ..errors import UserError
 from ..hierarchy import Institution, Patient, Section, Study, stable_number
 from ..images import fit_square, read_radiograph
-from ..names import institution_names, patient_names, study_identifiers
+from ..names import MAX_PATIENTS, institution_names, patient_names, study_identifiers
 from ..options import BuildOptions
 from ..questions import can_be_asked
 
@@ -79,6 +79,8 @@ class HospitalCorpus(ABC):
         for name, folder in (("root", self.root), ("images", self.image_root)):
             if not folder.is_dir():
                 raise UserError(f"--{name} {folder}: no such folder")
+        if options.institutions * options.patients > MAX_PATIENTS:
+            raise UserError(f"--patients {options.patients}: names are invented for {MAX_PATIENTS} patients in all")
         standard = len(self.standard_sections)
         if options.section_kinds == "standard" and standard and options.sections != standard:
             raise UserError(

@@ -1,8 +1,9 @@
 """Which findings a sentence affirms, and which it rules out.
 
 In the spirit of NegEx (Chapman et al., A simple algorithm for identifying negated findings and diseases in discharge
-summaries, 2001): a negation reaches forward to the end of its clause, or back over it ("is not seen"); phrases that
-only look like one ("no change") do not count.
+summaries, Journal of Biomedical Informatics 34, 2001): a negation reaches forward to the end of its clause, or back
+over it ("is not seen"); phrases that only look like one ("no change in") do not count. What is merely possible, or
+cannot be excluded, is not ruled out. The libraries that do this need spaCy and a model of the language.
 """
 
 from __future__ import annotations
@@ -12,40 +13,72 @@ import re
 from .terms import split_sentences
 
 
-# What is cut out before negations are looked for: "no change in the effusion" affirms it.
+_VERBS = r"(?:is|are|was|were|has|have|had|remains?|persists?|shows?|demonstrates?)"
+_SEEN = (
+    r"(?:seen|present|identified|visuali[sz]ed|noted|demonstrated|evident|appreciated|detected|visible|found|"
+    r"observed|apparent|suspected|likely)"
+)
+# What is cut out before negations are looked for.
 _FALSE = re.compile(
-    r"\b(?:no|without|not) (?:\w+ ){0,2}(?:change|increase|decrease|improvement|progression|worsening)\b"
-    r"|\bnot only\b|\bno longer only\b|\bcannot (?:be )?(?:entirely |completely )?(?:rule out|ruled out|exclude\w*)",
+    r"\b(?:no|without|not) (?:(?:significant|interval|appreciable|definite|substantial|relevant|further|major|other|"
+    r"obvious|gross|acute|large)(?:ly)? )*"
+    r"(?:changes?|increase|decrease|improvement|progression|worsening|growth|difference)\b"
+    r"|\bnot (?:\w+ly )?(?:changed|increased|decreased|improved|worsened|progressed|grown)\b|\bnot only\b"
+    r"|\b(?:can ?not|could not|not)(?: be)?(?: \w+ly)? (?:rule out|ruled out|exclude[sd]?)\b"
+    rf"|\bnot (?:clearly |well |fully )?{_SEEN} (?:previously|before|on (?:the )?(?:prior|previous|last|earlier|_))"
+    rf"|\bnot (?:previously|well|fully|completely|optimally) {_SEEN}\b|, not {_SEEN} (?:previously|before)\b",
     re.IGNORECASE,
 )
 _FORWARD = re.compile(
-    r"\b(?:no|not|without|neither|nor|never|denies|negative for|free of|clear of|absence of|absent|lack of|"
-    r"rule[sd]? out|r/o|exclude[sd]?|resolution of|resolved|removal of|removed|evaluate for|assess for|history of)\b",
+    r"\b(?:no|not|without|neither|nor|never|den(?:ies|ied)|negative for|free of|clear of|absence of|lack of|"
+    r"fail(?:s|ed)? to|doubt)\b|\bw/o\b",
+    re.IGNORECASE,
+)
+# These speak of one thing, and not of all that follows.
+_GONE = re.compile(
+    r"\b(?:(?:resolution|removal|clearing|disappearance) of|resolved|removed|absent)\b", re.IGNORECASE
+)
+_GONE_ENDS = re.compile(r",|\b(?:with|after)\b", re.IGNORECASE)
+# What was or may be, and is not told to be.
+_NOT_NOW = re.compile(
+    r"\b(?:rule[sd]? out|r/o|to exclude|excluding|(?:evaluat|assess)\w* for|eval for|history of|h/o)(?!\w)",
     re.IGNORECASE,
 )
 _BACKWARD = re.compile(
-    r"\b(?:(?:is|are|was|were|has been|have been) (?:\w+ )?(?:ruled out|excluded|absent|removed|resolved)|"
-    r"(?:has|have|had) (?:\w+ )?(?:resolved|cleared|disappeared)|"
-    r"not (?!previously)(?:\w+ )?(?:seen|present|identified|visuali[sz]ed|noted|demonstrated|evident|appreciated|"
-    r"detected)|no longer (?:\w+ )?(?:seen|present|visible|identified|evident)|unlikely)\b",
+    r"\b(?:(?:is|are|was|were|has|have|had|been) )*"
+    rf"(?:not (?:\w+ )?{_SEEN}|no longer (?:\w+ )?{_SEEN}|unlikely|doubtful|"
+    r"(?<=\w )(?:(?!partial|incomplete)\w+ ){0,2}(?<=is |re |as |ve |ad |en |ly )"
+    r"(?:ruled out|excluded|absent|removed|resolved|cleared|disappeared)|resolved(?=[.,]|$))(?!\w)",
     re.IGNORECASE,
 )
-# A finding of which something else was said before the negation came is not what the negation is about.
-_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had)\b.*\b(?:and|with|or)\b", re.IGNORECASE)
+_NONE = re.compile(r"\w* ?[:–-] ?(?:none|no|nil|absent|negative) ?(?:[.,;]|$)", re.IGNORECASE)
 # Where a clause ends, and with it the reach of a negation.
 _CLAUSE = re.compile(
     r"[;:]|,? \b(?:but|however|although|though|except(?: for)?|with the exception of|apart from|aside from|other than|"
-    r"whereas|while|yet|which|there (?:is|are)|and (?:there )?(?:is|are))\b",
+    r"whereas|while|yet|there (?:is|are)|and (?:there )?(?:is|are))\b",
     re.IGNORECASE,
 )
+_VERB = re.compile(rf"(?<!which )(?<!that )(?<!who )\b{_VERBS}\b", re.IGNORECASE)
+# After a comma, these begin something new, unless "or" tells that the list of what is ruled out goes on.
+_ANEW = re.compile(
+    r", (?:and |with )?(?:a|an|the|stable|unchanged|persistent|increas\w+|decreas\w+|improv\w+|worsen\w+|small|trace|"
+    r"tiny|minimal|mild|moderate|new)\b",
+    re.IGNORECASE,
+)
+_LIST = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
+# "and cardiomegaly is unchanged", but not "and cardiomegaly is seen".
+_OWN_VERB = re.compile(rf"[\w ]*?\b{_VERBS} (?!{_SEEN})", re.IGNORECASE)
+_AND = re.compile(r"\band\b[^,]*$", re.IGNORECASE)
 
 
-def first_affirmed(text: str, pattern: str) -> int | None:
+def first_affirmed(text: str, pattern: str, *, now: bool = True) -> int | None:
     """Where a text first affirms a finding.
 
     Args:
         text (`str`): A section of a report.
         pattern (`str`): Regular expression of the finding; case does not matter.
+        now (`bool`, *optional*, defaults to `True`): Leave out what belongs to the past or is only asked about
+            ("history of", "rule out").
 
     Returns:
         `int`, *optional*: Position in the text with sentences joined by one space; `None` if it is never affirmed.
@@ -61,17 +94,32 @@ def first_affirmed(text: str, pattern: str) -> int | None:
     for sentence in split_sentences(text):
         blanked = _FALSE.sub(lambda match: "-" * len(match[0]), sentence)
         for match in finding.finditer(sentence):
-            if not _is_negated(blanked, match.start(), match.end()):
+            if not _is_negated(blanked, match.start(), match.end(), now):
                 return start + match.start()
         start += len(sentence) + 1
     return None
 
 
-def _is_negated(sentence: str, start: int, end: int) -> bool:
+def _is_negated(sentence: str, start: int, end: int, now: bool) -> bool:
     clause_start = max((match.end() for match in _CLAUSE.finditer(sentence, 0, start)), default=0)
     following = _CLAUSE.search(sentence, end)
     clause_end = following.start() if following else len(sentence)
-    if _FORWARD.search(sentence, clause_start, start):
+    if _NONE.match(sentence, end) or (now and _NOT_NOW.search(sentence, clause_start, start)):
         return True
+    rest = sentence[end:clause_end]
+    for cue in _FORWARD.finditer(sentence, clause_start, end):
+        if not _is_out_of_reach(sentence[cue.end() : start], rest):
+            return True
+    for cue in _GONE.finditer(sentence, clause_start, start):
+        if not _GONE_ENDS.search(sentence, cue.end(), start):
+            return True
     backward = _BACKWARD.search(sentence, end, clause_end)
+    # A finding of which something else was said before the negation came is not what the negation is about.
     return backward is not None and not _VERB.search(sentence, end, backward.start())
+
+
+def _is_out_of_reach(between: str, rest: str) -> bool:
+    """Whether a negation ends before the finding; `rest` is what follows the finding in its clause."""
+    if _VERB.search(between) or (_ANEW.search(between) and not _LIST.search(rest)):
+        return True
+    return bool(_AND.search(between) and _OWN_VERB.match(rest))
