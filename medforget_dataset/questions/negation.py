@@ -13,7 +13,7 @@ import re
 from .terms import split_sentences
 
 
-_VERBS = r"(?:is|are|was|were|has|have|had|remains?|persists?|shows?|demonstrates?)"
+_VERBS = r"(?:is|are|was|were|has|have|had|remains?|persists?|shows|demonstrates)"
 _SEEN = (
     r"(?:seen|present|identified|visuali[sz]ed|noted|demonstrated|evident|appreciated|detected|visible|found|"
     r"observed|apparent|suspected|likely)"
@@ -35,9 +35,7 @@ _FORWARD = re.compile(
     re.IGNORECASE,
 )
 # These speak of one thing, and not of all that follows.
-_GONE = re.compile(
-    r"\b(?:(?:resolution|removal|clearing|disappearance) of|resolved|removed|absent)\b", re.IGNORECASE
-)
+_GONE = re.compile(r"\b(?:(?:resolution|removal|clearing|disappearance) of|resolved|removed|absent)\b", re.IGNORECASE)
 _GONE_ENDS = re.compile(r",|\b(?:with|after)\b", re.IGNORECASE)
 # What was or may be, and is not told to be.
 _NOT_NOW = re.compile(
@@ -45,9 +43,8 @@ _NOT_NOW = re.compile(
     re.IGNORECASE,
 )
 _BACKWARD = re.compile(
-    r"\b(?:(?:is|are|was|were|has|have|had|been) )*"
-    rf"(?:not (?:\w+ )?{_SEEN}|no longer (?:\w+ )?{_SEEN}|unlikely|doubtful|"
-    r"(?<=\w )(?:(?!partial|incomplete)\w+ ){0,2}(?<=is |re |as |ve |ad |en |ly )"
+    rf"\b(?:(?:{_VERBS} |been )*(?:not (?:\w+ )?{_SEEN}|no longer (?:\w+ )?{_SEEN}|unlikely|doubtful)|"
+    rf"(?:{_VERBS} |been )+(?:(?!partial|incomplete|not)\w+ ){{0,2}}"
     r"(?:ruled out|excluded|absent|removed|resolved|cleared|disappeared)|resolved(?=[.,]|$))(?!\w)",
     re.IGNORECASE,
 )
