@@ -35,7 +35,8 @@ def data_dir(tmp_path_factory):
 def tiny_checkpoint(data_dir, tmp_path_factory):
     """An untrained tiny model with the processor of `data_dir`."""
     from medforget_dataset import load
-    from unlearn.models import save_checkpoint, tiny_model
+    from unlearn.checkpoints import save_checkpoint
+    from unlearn.models import tiny_model
 
     rows = load("finetune", "train", data=data_dir)
     model, processor = tiny_model([*rows["question"], *rows["answer"]])

@@ -10,9 +10,11 @@ from medforget_dataset import load
 from medforget_dataset.benchmark import REPHRASE_ANGLES, Benchmark
 from medforget_dataset.errors import UserError
 from medforget_dataset.training_views import TRAINING_ANGLES, training_views
-from unlearn.finetune import RehearsalBatches, finetune, make_tiny, pretrain
-from unlearn.models import load_checkpoint
-from unlearn.presets import PRESETS, TinyPreset
+from unlearn.checkpoints import load_checkpoint
+from unlearn.batches import RehearsalBatches
+from unlearn.finetune import finetune
+from unlearn.presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset
+from unlearn.pretrain import make_tiny, pretrain
 from unlearn.unlearning import unlearn
 
 
@@ -21,13 +23,15 @@ SHORT = TinyPreset(epochs=1, pretrain_epochs=1, images_per_step=16, rehearsal_ev
 
 @pytest.fixture(autouse=True)
 def short_preset(monkeypatch):
-    monkeypatch.setitem(PRESETS, "tiny", SHORT)
+    monkeypatch.setitem(TINY_PRESETS, "tiny", SHORT)
+    arguments = {"num_train_epochs": SHORT.epochs, "per_device_train_batch_size": SHORT.images_per_step}
+    monkeypatch.setitem(FINETUNE_PRESETS, "tiny", {**arguments, "learning_rate": SHORT.learning_rate})
 
 
 @pytest.fixture(scope="module")
 def base(data_dir, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setitem(PRESETS, "tiny", SHORT)
+    patch.setitem(TINY_PRESETS, "tiny", SHORT)
     out = tmp_path_factory.mktemp("base") / "pretrained"
     pretrain(data_dir, out, preset="tiny", quiet=True)
     patch.undo()
@@ -76,7 +80,7 @@ def test_fine_tuning_moves_both_towers_and_records_what_it_did(data_dir, base, t
 
 def test_retraining_never_sees_the_forget_rows(data_dir, base, tmp_path, monkeypatch):
     seen = []
-    from unlearn import finetune as module
+    import unlearn.finetune as module
 
     original = module.group_by_image
     monkeypatch.setattr(module, "group_by_image", lambda rows, *a: seen.extend(rows["id"]) or original(rows, *a))

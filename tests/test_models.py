@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config
 
 from medforget_dataset import UserError
 from medforget_dataset.hub import CHECKPOINT_INFO
-from unlearn.models import CHAT_TEMPLATE, SPECIAL_TOKENS, load_checkpoint, save_checkpoint, tiny_model
+from unlearn.checkpoints import load_checkpoint, save_checkpoint
+from unlearn.models import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_model
 
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")

@@ -9,12 +9,13 @@ from torch.nn.functional import cross_entropy
 from transformers import HfArgumentParser, TrainerCallback
 
 from medforget_dataset import UserError
-from unlearn.answers import answer_logits, score_dataset
+from unlearn.answers import answer_logits, score_dataset, token_log_probs
+from unlearn.batches import MixedBatches
+from unlearn.checkpoints import save_checkpoint
 from unlearn.config import FineTuneConfig, UnlearnConfig
 from unlearn.methods import METHODS, GradientMethod
-from unlearn.models import save_checkpoint
 from unlearn.packing import PackedCollator, group_by_image
-from unlearn.trainer import FineTuneTrainer, MixedSampler, UnlearnTrainer
+from unlearn.trainer import FineTuneTrainer, UnlearnTrainer
 
 
 pytestmark = pytest.mark.filterwarnings(
@@ -162,7 +163,9 @@ def test_unlearning_moves_what_it_should(method, adapter, tmp_path, grouped, mod
     assert len(steps) == 4
     for entry in steps:
         assert all(math.isfinite(value) for value in entry.values())
-        assert {"forget_loss", "retain_loss"} <= entry.keys()
+        sides = {f"{side}_{what}" for side in ("forget", "retain") for what in ("loss", "token_accuracy")}
+        assert sides <= entry.keys()
+        assert ("divergence" in entry) == (method in NEED_REFERENCE)
         assert not {"entropy", "mean_token_accuracy"} & entry.keys()
 
 
@@ -173,12 +176,15 @@ def test_the_reference_stays_the_initial_model(method, adapter, tmp_path, groupe
     batch = PackedCollator(processor)([grouped[0], grouped[1]])
     initial = answer_logits(model, batch)[0].detach()
     lora = LoraConfig(r=4, lora_alpha=64, target_modules=LANGUAGE_ONLY) if adapter else None
-    trainer = UnlearnTrainer(model, unlearn_config(tmp_path, method), grouped, processor, peft_config=lora)
+    config = unlearn_config(tmp_path, method, precompute_ref_log_probs=False)
+    trainer = UnlearnTrainer(model, config, grouped, processor, peft_config=lora)
     trainer.train()
     assert (trainer.reference is None) == adapter
-    reference = trainer.reference_logits(trainer.model, batch)
-    torch.testing.assert_close(reference, initial)
-    assert not reference.requires_grad
+    (values,) = trainer.reference_values(trainer.model, batch).values()
+    targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
+    expected = token_log_probs(initial, targets) if METHODS[method].needs_reference == "log_probs" else initial
+    torch.testing.assert_close(values, expected)
+    assert not values.requires_grad
     assert not torch.allclose(answer_logits(trainer.model, batch)[0], initial, atol=1e-3)
 
 
@@ -186,11 +192,18 @@ def test_the_reference_can_be_a_checkpoint(tmp_path, rows, grouped, model_and_pr
     model, processor = model_and_processor
     other, _ = make_model(rows, seed=1)
     path = save_checkpoint(tmp_path / "retain-only", other, processor, {})
-    config = unlearn_config(tmp_path / "out", "npo", method_args={"reference": str(path)}, max_steps=1)
-    trainer = UnlearnTrainer(model, config, grouped, processor)
+    arguments = {"method_args": {"reference": str(path)}, "max_steps": 1}
     batch = PackedCollator(processor)([grouped[0]])
-    torch.testing.assert_close(trainer.reference_logits(trainer.model, batch), answer_logits(other, batch)[0].detach())
-    trainer.train()
+    logits, targets, _ = answer_logits(other, batch)
+    for precompute in (False, True):
+        config = unlearn_config(tmp_path / "out", "npo", precompute_ref_log_probs=precompute, **arguments)
+        trainer = UnlearnTrainer(copy.deepcopy(model), config, grouped, processor)
+        if precompute:
+            assert trainer.reference is None
+            batch = trainer.data_collator([grouped[0]])
+        (values,) = trainer.reference_values(trainer.model, batch).values()
+        torch.testing.assert_close(values, token_log_probs(logits, targets).detach())
+        trainer.train()
     config = unlearn_config(tmp_path / "out", "npo", method_args={"reference": str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match="nowhere: no such checkpoint"):
         UnlearnTrainer(model, config, grouped, processor)
@@ -207,11 +220,10 @@ def test_one_step_is_the_gradient_of_the_methods_loss(method, tmp_path, grouped,
     trainer = UnlearnTrainer(model, config, grouped, processor)
     trainer.train()
 
-    images = list(MixedSampler([i in (0, 3) for i in range(6)], 1, 1, config.seed))[:2]
-    batch = collator([grouped[i] for i in images])
+    (images, *_) = MixedBatches([i in (0, 3) for i in range(6)], 1, 1, seed=config.seed)
+    batch = (trainer.data_collator if method == "npo" else collator)([grouped[i] for i in images])
     trainer.model = expected
-    trainer._metrics["train"].clear()
-    trainer.compute_loss(expected, batch).backward()
+    trainer.loss_and_terms(expected, batch, trainer.count_items(batch))[0].backward()
     with torch.no_grad():
         for p in expected.parameters():
             p -= 0.1 * p.grad
@@ -227,20 +239,19 @@ def test_there_must_be_something_to_forget(tmp_path, rows, model_and_processor):
 
 def test_every_batch_has_its_share():
     has_forget = [i % 5 == 0 for i in range(23)]
-    sampler = MixedSampler(has_forget, 2, 3, seed=0)
+    batches = MixedBatches(has_forget, 2, 3, seed=0)
     epochs = []
     for epoch in range(2):
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        assert len(order) == len(sampler) == 15
-        for start in range(0, 15, 5):
-            assert [has_forget[i] for i in order[start : start + 5]] == [True] * 2 + [False] * 3
+        batches.set_epoch(epoch)
+        assert len(list(batches)) == len(batches) == 3
+        for batch in batches:
+            assert [has_forget[i] for i in batch] == [True] * 2 + [False] * 3
+        order = [i for batch in batches for i in batch]
         assert {i for i in order if has_forget[i]} == {0, 5, 10, 15, 20}
         assert len({i for i in order if not has_forget[i]}) == 9
-        assert order == list(sampler)
         epochs.append(order)
     assert epochs[0] != epochs[1]
-    assert list(MixedSampler(has_forget, 2, 3, seed=1)) != epochs[0]
+    assert [i for batch in MixedBatches(has_forget, 2, 3, seed=1) for i in batch] != epochs[0]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +264,8 @@ def test_every_batch_has_its_share():
     ],
 )
 def test_batches_are_full_when_a_kind_is_missing_or_few(has_forget, asked, steps):
-    sampler = MixedSampler(has_forget, *asked, seed=0)
-    assert len(list(sampler)) == len(sampler) == steps * sum(asked)
+    batches = MixedBatches(has_forget, *asked, seed=0)
+    assert [len(batch) for batch in batches] == [sum(asked)] * steps
 
 
 def test_the_trainer_feeds_mixed_batches_and_another_order_each_epoch(tmp_path, grouped, model_and_processor):

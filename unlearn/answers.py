@@ -1,35 +1,67 @@
 """What training and scoring read of a forward pass: the model's distributions at the answer tokens."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset.errors import UserError
 
-from .packing import IGNORED, PackedCollator, patient_key
+from .packing import IGNORED, PackedCollator, packed_attention_mask, patient_key
+
+
+# Columns of a batch that losses read and the model does not take.
+NOT_FOR_THE_MODEL = ("labels", "row_index", "forget", "reference_log_probs")
 
 
 def model_inputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a batch that the model's forward takes."""
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_index", "forget")}
-    if (mask := inputs["attention_mask"]).is_floating_point():
+    """
+    The tensors of a batch that the model's forward takes.
+
+    A packed batch has no attention mask: it is made here, on the device and in the type of the computation, from the
+    row that each token belongs to, so that no `(L, L)` matrix is kept or moved.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+    if "attention_mask" not in inputs:
+        device = batch["row_index"].device.type
         # Fused attention wants the mask in the type of the queries.
-        inputs["attention_mask"] = mask.to(next(model.parameters()).dtype)
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
+        inputs["attention_mask"] = packed_attention_mask(batch["row_index"], dtype)
     return inputs
+
+
+def _bare(model: nn.Module) -> PreTrainedModel:
+    """The model inside DDP, DeepSpeed and PEFT."""
+    bare: Any = extract_model_from_parallel(model)
+    return bare.get_base_model() if isinstance(bare, PeftModel) else bare
+
+
+@contextmanager
+def _gathered_before_head(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """Inside the context the vocabulary projection receives the hidden states `(N, H)` at a mask `(B, L)` only."""
+    head = _bare(model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][positions],))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def answer_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Logits at the positions that predict an answer token. Positions that predict none in any sequence of the batch do
-    not reach the vocabulary projection.
+    Logits at the positions that predict an answer token. No other position reaches the vocabulary projection.
 
     Args:
         model (`torch.nn.Module`):
-            A Qwen2.5-VL model, bare or wrapped (PEFT, DDP, FSDP).
+            A Qwen2.5-VL model, bare or wrapped (PEFT, DDP, FSDP, DeepSpeed).
         batch (`dict[str, torch.Tensor]`):
             Batch of a collator of `unlearn.packing`, on the model's device.
 
@@ -38,12 +70,41 @@ def answer_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[tor
         the row in the batch that each belongs to, of shape `(N,)`.
     """
     is_answer = batch["labels"][:, 1:] != IGNORED  # (B, L - 1)
-    predicts_answer = nn.functional.pad(is_answer, (0, 1))  # (B, L)
-    # The model takes one set of positions for the whole batch: those that any of its sequences needs.
-    kept = predicts_answer.any(0).nonzero()[:, 0]  # (K,)
-    logits = model(**model_inputs(model, batch), logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
-    logits = logits[predicts_answer[:, kept]]  # (N, V)
+    with _gathered_before_head(model, nn.functional.pad(is_answer, (0, 1))):
+        logits = model(**model_inputs(model, batch), use_cache=False).logits  # (N, V)
     return logits, batch["labels"][:, 1:][is_answer], batch["row_index"][:, 1:][is_answer]
+
+
+def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability in nats, of shape `(N,)`, of each target under logits of shape `(N, V)`."""
+    return -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def answer_log_probs(
+    model: nn.Module, batch: dict[str, torch.Tensor], *, fused: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Log-probabilities of the answer tokens.
+
+    Args:
+        model (`torch.nn.Module`):
+            As in [`answer_logits`].
+        batch (`dict[str, torch.Tensor]`):
+            As in [`answer_logits`].
+        fused (`bool`, *optional*, defaults to `False`):
+            Use TRL's fused head, with which the `(N, V)` logits are never made. `SFTTrainer` adds it to its model. For
+            GPUs: elsewhere it projects every position, and gathering the answers first takes two thirds of the time.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities of shape `(N,)`, nats, in the order of
+        [`answer_logits`], and whether each answer token is the most probable one, of shape `(N,)`, bool.
+    """
+    if fused:
+        outputs = model(**model_inputs(model, batch), labels=batch["labels"], fused_lm_head=True)
+        answers = outputs.label_mask  # (B, L - 1)
+        return outputs.log_probs[answers], outputs.is_top1[answers].bool()
+    logits, targets, _ = answer_logits(model, batch)
+    return token_log_probs(logits, targets), logits.argmax(-1) == targets
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,15 @@
-"""Make the embedded tiny Qwen2.5-VL, and read and write checkpoints.
+"""Make the embedded tiny Qwen2.5-VL.
 
-The tiny model has the classes of Lingshu-7B and other Qwen2.5-VL checkpoints: a script that runs on it runs on them.
+It has the classes of Lingshu-7B and other Qwen2.5-VL checkpoints: a script that runs on it runs on them.
 """
 
-import importlib.metadata
-import json
-import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from peft import PeftModel
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -30,14 +17,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from medforget_dataset.atomic import replacing
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import CHECKPOINT_INFO
 
-from .model_card import render_model_card
-
-
-RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 # In the order of Qwen2.5-VL's own vocabulary.
 SPECIAL_TOKENS = (
@@ -231,111 +212,3 @@ def _tiny_config(tokenizer: PreTrainedTokenizerFast, shape: TinyConfig) -> Qwen2
         vision_end_token_id=vocabulary["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-
-
-def load_checkpoint(
-    path: str | os.PathLike, *, dtype: torch.dtype | str = "auto"
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """
-    Load an image-text-to-text model and its processor.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Folder written by `save_pretrained` or [`save_checkpoint`], or a Hub id such as
-            `"lingshu-medical-mllm/Lingshu-7B"`.
-        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
-            Type of the weights; `"auto"` is the one they were saved in.
-
-    Returns:
-        `tuple[PreTrainedModel, ProcessorMixin]`: The model, in evaluation mode, and its processor.
-
-    Raises:
-        UserError: If there is no such folder, the folder has no processor, the model is not an image-text-to-text
-            model, or a file of weights is missing or cut short. The message names the folder.
-    """
-    path = str(path)
-    if not Path(path).is_dir() and (Path(path).parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
-        raise UserError(f"{path}: no such checkpoint folder")
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except SafetensorError as error:
-        raise UserError(f"{path}: a file of weights is cut short or damaged ({error})") from error
-    except (OSError, RuntimeError, HFValidationError) as error:
-        raise UserError(f"{path}: cannot load the model: {_first_line(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not an image-text-to-text model: {_first_line(error)}") from error
-    model, loading = loaded
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; is a shard missing?")
-    try:
-        processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no processor: {_first_line(error)}") from error
-    if not isinstance(processor, ProcessorMixin):
-        raise UserError(f"{path}: holds a {type(processor).__name__} but no image processor; save the processor too")
-    return model.eval(), processor
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def is_restricted(path: str | os.PathLike | None) -> bool:
-    """Whether a checkpoint says that it derives from restricted data."""
-    info = Path(path, CHECKPOINT_INFO) if path else None
-    return bool(info and info.is_file() and json.loads(info.read_text()).get("restricted"))
-
-
-def check_output(path: str | os.PathLike) -> Path:
-    """
-    The folder of a checkpoint to be written; asked before the work is done, so that none is lost.
-
-    Raises:
-        UserError: If `path` exists and is not a MedForget checkpoint.
-    """
-    path = Path(path)
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_empty and not (path / CHECKPOINT_INFO).is_file():
-        raise UserError(f"{path}: holds something else than a MedForget checkpoint; choose another folder")
-    return path
-
-
-def save_checkpoint(
-    path: str | os.PathLike, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, info: dict[str, Any]
-) -> Path:
-    """
-    Write a checkpoint that `from_pretrained` reads: weights as safetensors, processor, `medforget.json` and a
-    card.
-
-    The folder appears complete or not at all. A LoRA adapter is merged into the model, in place, before writing.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Folder to write. A MedForget checkpoint there is replaced.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model to write.
-        processor ([`~transformers.ProcessorMixin`]):
-            Its processor.
-        info (`dict[str, Any]`):
-            What made this checkpoint: base, data, level, method, configuration, anything JSON can hold. The versions
-            of the libraries are added under `"versions"`.
-
-    Returns:
-        `Path`: The folder.
-
-    Raises:
-        UserError: If `path` exists and is not a MedForget checkpoint.
-    """
-    path = check_output(path)
-    merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    with replacing(path) as partial:
-        try:
-            merged.save_pretrained(partial)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise OSError(f"{path}: cannot write the weights: {error}") from error
-        processor.save_pretrained(partial)
-        versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
-        (partial / CHECKPOINT_INFO).write_text(json.dumps({**info, "versions": versions}, indent=2) + "\n")
-        (partial / "README.md").write_text(render_model_card(info), encoding="utf-8")
-    return path

@@ -14,13 +14,15 @@ import datasets
 import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 from transformers import ProcessorMixin
 
 from medforget_dataset.errors import UserError
 
 
 IGNORED = -100
-HIDDEN = torch.finfo(torch.float32).min
+# What `row_index` holds for tokens that belong to no row.
+PREFIX, PADDING = -1, -2
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
 GROUPED_FEATURES = datasets.Features(
@@ -106,6 +108,30 @@ def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collect
     )
 
 
+def split_by_kind(grouped: datasets.Dataset) -> datasets.Dataset:
+    """
+    Part the rows to forget from those to retain: an image with both becomes two examples.
+
+    Args:
+        grouped ([`~datasets.Dataset`]):
+            Examples of [`group_by_image`].
+
+    Returns:
+        [`~datasets.Dataset`]: Examples with rows of one kind.
+    """
+
+    def split(batch: dict[str, list]) -> dict[str, list]:
+        parts: dict[str, list] = {name: [] for name in batch}
+        for key, image, rows in zip(batch["key"], batch["image"], batch["rows"], strict=True):
+            for kind in (True, False):
+                if of_kind := [row for row in rows if row["forget"] == kind]:
+                    for name, value in (("key", key), ("image", image), ("rows", of_kind)):
+                        parts[name].append(value)
+        return parts
+
+    return grouped.map(split, batched=True, features=grouped.features, keep_in_memory=True, desc="parting rows")
+
+
 class RowCollator:
     """
     One padded sequence per question, with positions left to the model: the ordinary way, which packing must equal.
@@ -152,6 +178,7 @@ class RowCollator:
         self.epoch = 0
         self.max_length = max_length
         self.with_image = with_image
+        self.reference_log_probs: Mapping[str, torch.Tensor] | None = None
         self._pixels = _PixelCache(processor, cache_bytes)
         self._prefixes: dict[tuple[int, int, int], tuple[list[int], torch.Tensor]] = {}
         self._prompt_ids: dict[str, list[int]] = {}
@@ -168,6 +195,42 @@ class RowCollator:
         """Choose the wordings and views of this epoch (`int`, from 0)."""
         self.epoch = epoch
 
+    def check(self, examples: datasets.Dataset, *, quiet: bool = False) -> None:
+        """
+        Find what calls would stumble over, before training starts: every image is decoded, and every sequence is
+        counted, with the longest of a row's wordings where they are drawn.
+
+        Args:
+            examples ([`~datasets.Dataset`]):
+                Examples of [`group_by_image`].
+            quiet (`bool`, *optional*, defaults to `False`):
+                No progress bar.
+
+        Raises:
+            UserError: If an image does not decode, or a sequence is longer than `max_length`. The message names it.
+        """
+        for example in tqdm(examples, desc="images", disable=quiet):
+            _, grid = self._pixels.get((example["key"], None), example["image"])
+            prefix, _ = self._prefix(grid)
+            self._check_lengths(example, len(prefix), [self._longest(row) for row in example["rows"]])
+
+    def _longest(self, row: dict[str, Any]) -> int:
+        questions = [row["question"], *(row["training_phrasings"] if self.redraw_wording else ())]
+        return max(sum(map(len, self._encode_row(question, row["answer"]))) for question in questions)
+
+    def _check_lengths(self, example: dict[str, Any], prefix: int, rows: list[int]) -> None:
+        for row, tokens in zip(example["rows"], rows, strict=True):
+            self._check_length(row["id"], prefix + tokens)
+
+    def encode_with(self, encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """Put `encode(pixels, grid)` in place of an image's pixels, as [`~unlearn.vision_cache.VisionCache`] does."""
+        self._pixels.encode = encode
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a row is the same in every epoch: its wording and its view are not drawn."""
+        return not self.redraw_wording and self.views is None
+
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -177,6 +240,8 @@ class RowCollator:
         Returns:
             `dict[str, torch.Tensor]`: The model's inputs, and `labels` of shape `(B, L)` (-100 but on answers),
             `row_index` of shape `(B, L)` (row of each token in the batch, -1 for none) and `forget` of shape `(R,)`.
+            If [`RowCollator.reference_log_probs`] is set, by row id, `reference_log_probs` of shape `(N,)`, nats, for
+            all answer tokens in order, 0 for rows that it lacks.
         """
         sequences, pixels, grids, forget = [], [], [], []
         for example in examples:
@@ -206,7 +271,15 @@ class RowCollator:
             "row_index": row_index,
             "forget": torch.tensor(forget),
         }
-        return batch | self._vision_inputs(pixels, grids)
+        return batch | self._vision_inputs(pixels, grids) | self._references(examples)
+
+    def _references(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if self.reference_log_probs is None:
+            return {}
+        known = self.reference_log_probs
+        rows = [row for example in examples for row in example["rows"]]
+        values = [known[row["id"]] if row["id"] in known else torch.zeros(len(self._row(row)[1])) for row in rows]
+        return {"reference_log_probs": torch.cat(values)}
 
     def _vision_inputs(self, pixels: list[torch.Tensor], grids: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.with_image:
@@ -251,11 +324,13 @@ class RowCollator:
         question = row["question"]
         if self.redraw_wording and row["training_phrasings"]:
             question = self._draw(row["id"], row["training_phrasings"])
+        return self._encode_row(question, row["answer"])
+
+    def _encode_row(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         if question not in self._prompt_ids:
             # A special token parts the two texts, so that encoding them apart gives the ids of the whole.
             _, after = self._around_image(question)
             self._prompt_ids[question] = self._encode(after.removeprefix(VISION_END))
-        answer = row["answer"]
         if answer not in self._answer_ids:
             self._answer_ids[answer] = [*self._encode(answer), self.tokenizer.eos_token_id]
         return self._prompt_ids[question], self._answer_ids[answer]
@@ -278,7 +353,7 @@ class RowCollator:
         if self.max_length is not None and tokens > self.max_length:
             raise UserError(
                 f"{name}: {tokens} tokens, more than max_length {self.max_length}; "
-                "raise max_length or use smaller images"
+                "raise --max-length or use smaller images (--max-pixels); tokens are never cut"
             )
 
 
@@ -287,8 +362,8 @@ class PackedCollator(RowCollator):
     One sequence per image, holding all its rows. Takes the arguments of [`RowCollator`] and returns the same tensors;
     the rows of a batch are numbered in the same order.
 
-    Attention is given by an additive float mask of shape `(B, 1, L, L)`: a boolean one is silently misread by eager
-    attention. Positions of shape `(3, B, L)` start again after the prefix for every row.
+    There is no attention mask in the batch: [`packed_attention_mask`] makes it from `row_index`, which is -1 in the
+    prefix and -2 in the padding. Positions of shape `(3, B, L)` start again after the prefix for every row.
     """
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -297,22 +372,25 @@ class PackedCollator(RowCollator):
             pixel_values, grid = self._image(example)
             prefix, prefix_positions = self._prefix(grid)
             rows = [self._row(row) for row in example["rows"]]
-            self._check_length(example["key"], len(prefix) + sum(len(prompt) + len(answer) for prompt, answer in rows))
+            self._check_lengths(example, len(prefix), [len(prompt) + len(answer) for prompt, answer in rows])
             sequences.append((prefix, prefix_positions, rows))
             pixels.append(pixel_values)
             grids.append(grid)
             forget += [row["forget"] for row in example["rows"]]
         batch = self._pack(sequences)
-        return batch | {"forget": torch.tensor(forget)} | self._vision_inputs(pixels, grids)
+        batch["forget"] = torch.tensor(forget)
+        return batch | self._vision_inputs(pixels, grids) | self._references(examples)
+
+    def _check_lengths(self, example: dict[str, Any], prefix: int, rows: list[int]) -> None:
+        self._check_length(example["key"], prefix + sum(rows))
 
     def _pack(self, sequences: list[tuple[list[int], torch.Tensor, list]]) -> dict[str, torch.Tensor]:
         lengths = [len(prefix) + sum(len(p) + len(a) for p, a in rows) for prefix, _, rows in sequences]
         shape = (len(sequences), max(lengths))
         input_ids = torch.full(shape, self.tokenizer.pad_token_id)  # (B, L)
         labels = torch.full(shape, IGNORED)
-        row_index = torch.full(shape, -1)
+        row_index = torch.full(shape, PADDING)
         position_ids = torch.zeros((3, *shape), dtype=torch.long)  # (3, B, L)
-        attention_mask = torch.full((shape[0], 1, shape[1], shape[1]), HIDDEN)  # (B, 1, L, L)
         number = 0
         for i, (prefix, prefix_positions, rows) in enumerate(sequences):
             ids, targets = list(prefix), [IGNORED] * len(prefix)
@@ -324,36 +402,44 @@ class PackedCollator(RowCollator):
             input_ids[i, : len(ids)] = torch.tensor(ids)
             labels[i, : len(ids)] = torch.tensor(targets)
             sizes = torch.tensor(blocks[1:])
+            row_index[i, : blocks[0]] = PREFIX
             row_index[i, blocks[0] : len(ids)] = torch.arange(number, number + len(rows)).repeat_interleave(sizes)
             starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
             position_ids[:, i, : blocks[0]] = prefix_positions
             position_ids[:, i, blocks[0] : len(ids)] = (
                 torch.arange(len(starts)) - starts + prefix_positions[:, -1:] + 1
             )
-            _unmask(attention_mask[i, 0], blocks)
             number += len(rows)
         return {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
             "position_ids": position_ids,
             "labels": labels,
             "row_index": row_index,
         }
 
 
-def _unmask(mask: torch.Tensor, blocks: list[int]) -> None:
+def packed_attention_mask(row_index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
-    Let the tokens of a packed sequence see what they may, in an additive mask of shape `(L, L)` that hides all.
+    Who sees whom in packed sequences: a token sees the prefix, and its own row up to itself.
 
-    The first of `blocks` (lengths in tokens) is the prefix. A token sees the prefix and its own block up to itself.
+    Additive, because a boolean mask is silently misread by eager attention. Padding sees itself: softmax over nothing
+    is not a number.
+
+    Args:
+        row_index (`torch.Tensor` of shape `(B, L)`):
+            Row of each token, -1 in the prefix, -2 in the padding.
+        dtype (`torch.dtype`):
+            Type of the mask.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, L, L)`: 0 where a token sees another, the lowest number of the type elsewhere.
     """
-    causal = torch.full((max(blocks), max(blocks)), HIDDEN).triu_(diagonal=1)
-    start = 0
-    for size in blocks:
-        mask[start : start + size, : blocks[0]] = 0
-        mask[start : start + size, start : start + size] = causal[:size, :size]
-        start += size
-    mask.diagonal()[start:] = 0  # Padding sees itself: softmax over nothing is not a number.
+    keys, queries = row_index[:, None, :], row_index[:, :, None]
+    hidden = (keys != queries) & (keys != PREFIX)  # (B, L, L)
+    length = row_index.shape[1]
+    hidden |= torch.ones(length, length, dtype=torch.bool, device=row_index.device).triu_(diagonal=1)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=row_index.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
 
 class _PixelCache:
@@ -363,6 +449,7 @@ class _PixelCache:
         self.processor = processor
         self.max_bytes = max_bytes
         self.bytes = 0
+        self.encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.entries: OrderedDict[tuple[str, int | None], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def get(self, name: tuple[str, int | None], image: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -377,9 +464,10 @@ class _PixelCache:
         return entry
 
     def process(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels of shape `(patches, channels)` and grid (time, height, width) of shape `(3,)`."""
+        """Pixels of shape `(patches, channels)`, or encoded `(tokens, H)`, and grid (time, height, width) `(3,)`."""
         features = self.processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
-        return features["pixel_values"], features["image_grid_thw"][0]
+        pixels, grid = features["pixel_values"], features["image_grid_thw"][0]
+        return pixels if self.encode is None else self.encode(pixels, grid), grid
 
 
 def _decode(key: str, stored: Image.Image | dict[str, Any]) -> Image.Image:

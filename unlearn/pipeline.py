@@ -20,9 +20,10 @@ from medforget_dataset.processes import available_cores
 from medforget_dataset.training_views import training_views
 
 from .config import resolve
-from .finetune import finetune, pretrain
+from .finetune import finetune
 from .methods import METHODS, get_method
-from .presets import PRESETS
+from .presets import TINY_PRESETS
+from .pretrain import pretrain
 from .report import write_report
 from .stages import Run, Stage, read_run, stage_seconds
 from .unlearning import unlearn
@@ -136,7 +137,7 @@ class _Experiment:
 
     def __init__(self, plan: Plan, folder: Path, workers: int | None):
         self.plan, self.folder, self.workers = plan, folder, workers
-        self.recipe = PRESETS[plan.preset]
+        self.recipe = TINY_PRESETS[plan.preset]
         self.data = folder / "medforget"
         self.views = folder / "views.parquet"
 
@@ -176,6 +177,8 @@ class _Experiment:
             model=self.folder / "pretrained",
             config=config,
             views=self.views,
+            resume=True,
+            overwrite=True,
             **arguments,
         )
         after = ("build", "pretrain", *(("views",) if self.recipe.turned_views else ()))
@@ -194,6 +197,8 @@ class _Experiment:
             level=level,
             preset=preset,
             views=self.views,
+            resume=True,
+            overwrite=True,
             **seed,
         )
         instance, training = resolve(method, preset, **seed)

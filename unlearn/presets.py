@@ -1,13 +1,13 @@
-"""Named recipes for the embedded tiny model.
+"""Named recipes: for the embedded tiny model, for fine-tuning as the peers do, and for models of 7 billion parameters.
 
-They are choices for that model, tuned on two CPU cores, and never defaults: a checkpoint such as Lingshu-7B is
-trained with the arguments given.
+None is a default. The tiny model's are tuned for it on two CPU cores; the presets of the methods are in their files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import ProcessorMixin
 
@@ -15,7 +15,7 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.training_views import training_views
 
 from .models import TinyConfig
-from .packing import PackedCollator
+from .packing import PackedCollator, RowCollator
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ class TinyPreset:
         *,
         views: Path | None = None,
         workers: int | None = None,
+        pack: bool = True,
         seed: int = 0,
         max_length: int | None = None,
-    ) -> PackedCollator:
+    ) -> RowCollator:
         """A collator that draws wordings and images as this preset does.
 
         Args:
@@ -77,30 +78,134 @@ class TinyPreset:
             folder (`str` or `Path`): The dataset folder.
             views (`Path`, *optional*): File in which turned views are kept.
             workers (`int`, *optional*): Processes that render turned views.
+            pack (`bool`, *optional*, defaults to `True`): One sequence an image, not one a row.
             seed (`int`, *optional*, defaults to `0`): Seed of the drawing.
-            max_length (`int`, *optional*): Longest packed sequence in tokens.
+            max_length (`int`, *optional*): Longest sequence in tokens.
         """
         self.check_folder(folder)
         turned = None
         if self.turned_views:
             turned = training_views(Path(folder), size=self.image_size, file=views, workers=workers)
-        return PackedCollator(
-            processor, redraw_wording=self.redraw_wording, views=turned, seed=seed, max_length=max_length
-        )
+        kind = PackedCollator if pack else RowCollator
+        return kind(processor, redraw_wording=self.redraw_wording, views=turned, seed=seed, max_length=max_length)
 
 
-PRESETS = {
+TINY_PRESETS = {
     "tiny": TinyPreset(),
     "tiny-robust": TinyPreset(epochs=80, redraw_wording=True, turned_views=True),
 }
 
+_LORA = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.05}
+
+FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
+    **{
+        name: {
+            "learning_rate": recipe.learning_rate,
+            "num_train_epochs": recipe.epochs,
+            "per_device_train_batch_size": recipe.images_per_step,
+        }
+        for name, recipe in TINY_PRESETS.items()
+    },
+    # The authors' fine-tuning code: 4 rows times 4 accumulated, about the rows of one image.
+    "paper": {
+        **_LORA,
+        "learning_rate": 1e-4,
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 1,
+        "lr_scheduler_type": "linear",
+        "adam_beta2": 0.999,
+    },
+    # Its README: 4 rows a step, less than one image.
+    "mllmu-bench": {
+        **_LORA,
+        "learning_rate": 2e-5,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 1,
+        "lr_scheduler_type": "linear",
+        "adam_beta2": 0.999,
+    },
+    # `configs/trainer/finetune.yaml`: 8 rows times 4 accumulated, about the rows of two images.
+    "open-unlearning": {
+        "learning_rate": 1e-5,
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 2,
+        "lr_scheduler_type": "linear",
+        "adam_beta2": 0.999,
+    },
+}
+"""Training arguments of fine-tuning by name; images a batch where the sources count rows."""
+
+
+@dataclass(frozen=True)
+class ModelPreset:
+    """A model on the Hub, and what training it takes on one GPU of 80 GB.
+
+    The memory is an estimate, not a measurement: weights of 15 GB in bfloat16, an adapter of 0.2 GB with its states,
+    and activations of about 1,500 tokens an image, recomputed in the backward pass.
+
+    Args:
+        model (`str`): Id on the Hub.
+        max_pixels (`int`): Most pixels of an image. 448 × 448 are 256 image tokens.
+        arguments (`dict`): Training arguments of fine-tuning.
+        unlearn_arguments (`dict`): Training arguments of unlearning.
+    """
+
+    model: str
+    max_pixels: int = 448 * 448
+    arguments: dict[str, Any] = field(
+        default_factory=lambda: {
+            **_LORA,
+            "activation_checkpointing": True,
+            "cache_vision": True,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+        }
+    )
+    unlearn_arguments: dict[str, Any] = field(
+        default_factory=lambda: {
+            **_LORA,
+            "activation_checkpointing": True,
+            "cache_vision": True,
+            "forget_per_step": 1,
+            "retain_per_step": 1,
+            "gradient_accumulation_steps": 2,
+        }
+    )
+
+
+MODEL_PRESETS = {
+    "lingshu-7b": ModelPreset("lingshu-medical-mllm/Lingshu-7B"),
+    "qwen2.5-vl-7b": ModelPreset("Qwen/Qwen2.5-VL-7B-Instruct"),
+}
+
 
 def get_tiny_preset(name: str) -> TinyPreset:
-    """The preset of this name.
+    """The tiny preset of this name.
 
     Raises:
         UserError: There is none. The message lists them.
     """
-    if name not in PRESETS:
-        raise UserError(f"--preset {name}: unknown preset; choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name not in TINY_PRESETS:
+        raise UserError(f"--preset {name}: unknown preset; choose from {', '.join(TINY_PRESETS)}")
+    return TINY_PRESETS[name]
+
+
+def check_finetune_preset(name: str) -> None:
+    """Refuse a name that is not one of `FINETUNE_PRESETS`.
+
+    Raises:
+        UserError: There is none. The message lists them.
+    """
+    if name not in FINETUNE_PRESETS:
+        raise UserError(f"--preset {name}: unknown preset; choose from {', '.join(FINETUNE_PRESETS)}")
+
+
+def get_model_preset(name: str) -> ModelPreset:
+    """The model preset of this name.
+
+    Raises:
+        UserError: There is none. The message lists them.
+    """
+    if name not in MODEL_PRESETS:
+        raise UserError(f"--model-preset {name}: unknown preset; choose from {', '.join(MODEL_PRESETS)}")
+    return MODEL_PRESETS[name]

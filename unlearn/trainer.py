@@ -1,42 +1,48 @@
 """Fine-tuning and unlearning on image-packed sequences."""
 
+from __future__ import annotations
+
 import copy
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import datasets
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from medforget_dataset.errors import UserError
 
-from .answers import answer_logits
+from .answers import answer_log_probs, answer_logits, token_log_probs
+from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
+from .callbacks import CompleteCheckpoints, EpochCallback, RowsPerSecond
+from .checkpoints import load_checkpoint
 from .config import FineTuneConfig, UnlearnConfig
+from .lora import make_lora_config
 from .methods import INITIAL, AnswerBatch
-from .models import load_checkpoint
-from .packing import PackedCollator, RowCollator
+from .methods._base import count_answers
+from .packing import IGNORED, PackedCollator, RowCollator, split_by_kind
+from .reference import reference_log_probs
+from .vision_cache import VisionCache
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the collator the epoch, so that it draws other wordings and views."""
-
-    def __init__(self, collator: RowCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
+class TrainingDiverged(UserError):
+    """Training was stopped because its loss is no number, or what was to be retained is lost."""
 
 
 class FineTuneTrainer(SFTTrainer):
     """
     Train on the answers of image-packed sequences by cross-entropy.
 
-    The loss is the mean over the answer tokens of all batches of a step, whatever their number. Only what the log
-    prints is computed beside it, so that a step of the tiny model costs little more than in a bare loop.
+    The loss is the mean over the answer tokens of all batches of a step, on all processes, whatever their number.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -48,14 +54,22 @@ class FineTuneTrainer(SFTTrainer):
         processing_class ([`~transformers.ProcessorMixin`]):
             The model's processor.
         data_collator ([`~unlearn.packing.RowCollator`], *optional*):
-            Defaults to a [`~unlearn.packing.PackedCollator`] with the wordings and images of the rows. The trainer
-            tells it the epoch.
+            Defaults to a [`~unlearn.packing.PackedCollator`] with the wordings and images of the rows, or what
+            `args.pack_images` says. The trainer tells it the epoch.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter to train instead of the model.
+            Adapter to train instead of the model. Defaults to a LoRA adapter where `args.use_peft` asks for one.
+        batches ([`~unlearn.batches.Batches`], *optional*):
+            Which images a step sees. Defaults to every image once an epoch.
         callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
             Other callbacks.
+
+    Raises:
+        UserError: If the LoRA targets fit nothing, or a vision tower that is trained is to be cached.
+        TrainingDiverged: From `train`, if the loss is not a finite number.
     """
 
+    args: FineTuneConfig
+    # Losses are divided by the counts of a whole step, not by its number of batches.
     loss_is_scaled_for_ga: bool = True  # type: ignore[assignment]
 
     def __init__(
@@ -66,21 +80,79 @@ class FineTuneTrainer(SFTTrainer):
         processing_class: ProcessorMixin,
         data_collator: RowCollator | None = None,
         peft_config: PeftConfig | None = None,
+        batches: Batches | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        if data_collator is None:
-            data_collator = PackedCollator(processing_class, seed=args.seed, max_length=args.max_length)
+        collator = data_collator or _default_collator(processing_class, args)
+        if args.use_peft and peft_config is None and not isinstance(model, PeftModel):
+            peft_config = make_lora_config(
+                model,
+                r=args.lora_r,
+                alpha=args.lora_alpha,
+                dropout=args.lora_dropout,
+                targets=args.lora_target_modules,
+            )
+        if args.freeze_vision:
+            model.get_submodule(_vision_name(model)).requires_grad_(False)
+        parts = args.world_size * args.gradient_accumulation_steps
+        self.batches = batches or self._make_batches(train_dataset, parts, args)
+        self._terms: dict[str, torch.Tensor] = {}
+        self._batches_seen = 0
+        self.rows_seen = 0
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            data_collator=data_collator,
+            data_collator=collator,
             peft_config=peft_config,
-            callbacks=[EpochCallback(data_collator), *callbacks],
+            callbacks=[EpochCallback(collator, self.batches), *callbacks],
         )
-        # Counts the answer tokens of all batches of a step before its first forward.
         self.model_accepts_loss_kwargs = True
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP or (
+            self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        )
+        self.uses_fused_head = self.accelerator.device.type == "cuda"
+        self.vision_cache = self._make_vision_cache(collator) if args.cache_vision else None
+        self.add_callback(CompleteCheckpoints(self.accelerator))
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(RowsPerSecond(lambda: self.rows_seen))
+
+    def _make_batches(self, dataset: datasets.Dataset, parts: int, args: Any) -> Batches:
+        return ImageBatches(len(dataset), args.per_device_train_batch_size, parts=parts, seed=args.seed)
+
+    def _make_vision_cache(self, collator: RowCollator) -> VisionCache:
+        if self.is_sharded:
+            raise UserError("cache_vision: does not work with FSDP or ZeRO-3, which spread the vision tower out")
+        return VisionCache(self.model, collator)
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = cast(Dataset, self.train_dataset)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.vision_cache.in_use() if self.vision_cache else nullcontext():
+            return super().train(*args, **kwargs)
+
+    def free_memory(self) -> None:
+        """Let go of the model and the optimizer, whose weights have been saved."""
+        self.accelerator.free_memory(self.model_wrapped, self.optimizer)
+        self.model = self.model_wrapped = self.optimizer = None
+
+    def count_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the losses of a batch are means over, as a tensor that can be summed over batches."""
+        return (batch["labels"][:, 1:] != IGNORED).sum()
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        totals = torch.stack([self.count_items(batch) for batch in batch_samples]).sum(0).to(device)
+        return cast(torch.Tensor, self.accelerator.reduce(totals, "sum"))
 
     def compute_loss(
         self,
@@ -89,23 +161,52 @@ class FineTuneTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        logits, targets, _ = answer_logits(model, inputs)  # (N, V), (N,)
-        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        if num_items_in_batch is None:
-            return total / len(targets)
-        # The count is over all processes, and gradients are averaged over them.
-        return total / num_items_in_batch * self.accelerator.num_processes
+        totals = cast(torch.Tensor, num_items_in_batch)
+        with self.accelerator.autocast():
+            loss, terms = self.loss_and_terms(model, inputs, totals)
+        self._batches_seen += 1
+        self.rows_seen += len(inputs["forget"]) * self.accelerator.num_processes
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0) + value.detach()
+        # Gradients are averaged over processes, of which each has its share of the step's mean.
+        return loss * self.accelerator.num_processes
+
+    def loss_and_terms(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], totals: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """This batch's share of the loss of its step, and of the numbers to log beside it."""
+        log_probs, is_top = answer_log_probs(model, inputs, fused=self.uses_fused_head)  # (N,), (N,)
+        totals = totals.clamp(min=1)
+        return -log_probs.sum() / totals, {"mean_token_accuracy": is_top.sum() / totals}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"step {self.state.global_step + 1}: the loss is {loss.item()}; lower the learning rate "
+                f"({self.args.learning_rate}), or compute in float32"
+            )
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # Metrics wait as tensors until here: reading one stops the GPU.
-        for metrics in self._metrics.values():
-            for name, values in metrics.items():
-                metrics[name] = [torch.stack(values).mean().item()]
+        # Shares wait as tensors until here: reading one stops the GPU.
+        if "loss" in logs and self._terms:
+            steps = self._batches_seen / self.args.gradient_accumulation_steps
+            shares = cast(
+                torch.Tensor, self.accelerator.reduce(torch.stack(list(self._terms.values())).float(), "sum")
+            )
+            logs.update(zip(self._terms, (shares / steps).tolist(), strict=True))
+            logs["rows"] = self.rows_seen
+            self._terms, self._batches_seen = {}, 0
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         # Walks the whole model at every step, for a number that packed sequences make wrong.
         return 0
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        # TRL's names the wrong licence; a checkpoint's own card is written beside it when it is done.
+        pass
 
     def _send_telemetry(self) -> None:
         # Nothing leaves a machine that may hold credentialed data.
@@ -117,7 +218,8 @@ class UnlearnTrainer(FineTuneTrainer):
     Unlearn by a gradient method. A batch mixes images with rows to forget and images without.
 
     The reference of a method that needs one is, where an adapter is trained, the model with the adapter off, and else
-    a frozen copy of the model or the checkpoint that the method names.
+    a frozen copy of the model or the checkpoint that the method names. A method that needs only log-probabilities of
+    it gets them computed once, where the rows are the same in every epoch, and no reference is kept.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -131,16 +233,18 @@ class UnlearnTrainer(FineTuneTrainer):
         data_collator ([`~unlearn.packing.RowCollator`], *optional*):
             As in [`FineTuneTrainer`].
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter to train instead of the model.
+            As in [`FineTuneTrainer`].
         callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
             Other callbacks.
 
     Raises:
-        UserError: If the dataset has no rows to forget, or the reference cannot be loaded.
+        UserError: As in [`FineTuneTrainer`], and if the dataset has no rows to forget, or the reference cannot be
+            loaded.
+        TrainingDiverged: From `train`, if the loss is not a finite number, or the retain rows' answers have become
+            less probable than a guess among all tokens.
     """
 
     args: UnlearnConfig
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -153,114 +257,103 @@ class UnlearnTrainer(FineTuneTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.method = args.make_method()
-        self.has_forget = [any(row["forget"] for row in rows) for rows in train_dataset["rows"]]
-        if not any(self.has_forget):
+        if not any(row["forget"] for rows in train_dataset["rows"] for row in rows):
             raise UserError("the dataset has no rows to forget")
-        uses_adapter = peft_config is not None or isinstance(model, PeftModel)
+        if args.schedule == "sequential":
+            train_dataset = split_by_kind(train_dataset)
+        collator = data_collator or _default_collator(processing_class, args)
+        uses_adapter = args.use_peft or peft_config is not None or isinstance(model, PeftModel)
+        precompute = self.method.needs_reference == "log_probs" and (
+            collator.is_static if args.precompute_ref_log_probs is None else args.precompute_ref_log_probs
+        )
+        if precompute and not collator.is_static:
+            raise UserError(
+                "precompute_ref_log_probs: the rows are worded or viewed anew in every epoch; leave it out"
+            )
         self.reference: nn.Module | None = None
         if self.method.needs_reference and self.method.reference != INITIAL:
-            self.reference, _ = load_checkpoint(str(self.method.reference))
-        elif self.method.needs_reference and not uses_adapter:
+            self.reference, _ = load_checkpoint(str(self.method.reference), **args.load_arguments())
+        elif self.method.needs_reference and not uses_adapter and not precompute:
             # Copied here, before the trainer patches the model's forward: a later copy would call the original's.
             self.reference = copy.deepcopy(model)
-        super().__init__(model, args, train_dataset, processing_class, data_collator, peft_config, callbacks)
-        self.model_accepts_loss_kwargs = False
+        super().__init__(model, args, train_dataset, processing_class, collator, peft_config, callbacks=callbacks)
         if self.reference is not None:
             self.reference.eval().requires_grad_(False).to(self.accelerator.device)
+            if self.uses_fused_head:
+                add_fused_lm_head(self.reference, outputs=("log_probs", "is_top1"))
+        if precompute:
+            with self._reference_model(self.model) as reference, self.accelerator.autocast():
+                collator.reference_log_probs = reference_log_probs(
+                    reference, collator, train_dataset, self.method, self.accelerator, quiet=args.disable_tqdm
+                )
+            self.reference = None
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        reference_logits = self.reference_logits(model, inputs) if self.method.needs_reference else None
-        logits, targets, row_index = answer_logits(model, inputs)  # (N, V), (N,), (N,)
-        batch = AnswerBatch(
-            logits=logits,
-            log_probs=_token_log_probs(logits, targets),
-            row_index=row_index,
-            forget=inputs["forget"],
-            **self._reference_values(reference_logits, targets),
-        )
-        loss, components = self.method.loss(batch)
-        metrics = self._metrics["train" if model.training else "eval"]
-        for name, value in components.items():
-            metrics[name].append(value.detach())
-        return loss
+    def _make_batches(self, dataset: datasets.Dataset, parts: int, args: UnlearnConfig) -> Batches:
+        has_forget = [any(row["forget"] for row in rows) for rows in dataset["rows"]]
+        if args.schedule == "sequential":
+            return SequentialBatches(has_forget, args.per_device_train_batch_size, parts=parts, seed=args.seed)
+        return MixedBatches(has_forget, args.forget_per_step, args.retain_per_step, parts=parts, seed=args.seed)
 
-    def _reference_values(self, logits: torch.Tensor | None, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the method uses of the reference, as fields of [`AnswerBatch`]."""
-        if logits is None:
-            return {}
+    def count_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        row_index = batch["row_index"][:, 1:][batch["labels"][:, 1:] != IGNORED]
+        return count_answers(row_index, batch["forget"])
+
+    def loss_and_terms(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], totals: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        references = self.reference_values(model, inputs)
+        row_index = inputs["row_index"][:, 1:][inputs["labels"][:, 1:] != IGNORED]  # (N,)
         if self.method.needs_reference == "logits":
-            return {"reference_logits": logits}
-        return {"reference_log_probs": _token_log_probs(logits, targets)}
+            logits, targets, _ = answer_logits(model, inputs)  # (N, V), (N,)
+            log_probs, is_top = token_log_probs(logits, targets), logits.argmax(-1) == targets
+        else:
+            logits = None
+            log_probs, is_top = answer_log_probs(model, inputs, fused=self.uses_fused_head)
+        batch = AnswerBatch(log_probs, row_index, inputs["forget"], logits, **references, totals=totals)
+        loss, terms = self.method.loss(batch)
+        for side, forget in (("forget", True), ("retain", False)):
+            terms[f"{side}_loss"] = batch.cross_entropy(forget)
+            terms[f"{side}_token_accuracy"] = batch.token_mean(is_top.float(), forget)
+        return loss, terms
 
     @torch.no_grad()
-    def reference_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Logits of the reference at the answer tokens, of shape `(N, V)`."""
+    def reference_values(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the method uses of the reference, as fields of [`AnswerBatch`]."""
+        if self.method.needs_reference is None:
+            return {}
+        if "reference_log_probs" in inputs:
+            return {"reference_log_probs": inputs["reference_log_probs"]}
+        with self._reference_model(model) as reference:
+            if self.method.needs_reference == "logits":
+                return {"reference_logits": answer_logits(reference, inputs)[0]}
+            return {"reference_log_probs": answer_log_probs(reference, inputs, fused=self.uses_fused_head)[0]}
+
+    @contextmanager
+    def _reference_model(self, model: nn.Module) -> Iterator[nn.Module]:
         if self.reference is not None:
-            return answer_logits(self.reference, inputs)[0]
-        with self.accelerator.unwrap_model(model).disable_adapter():
-            return answer_logits(model, inputs)[0]
+            yield self.reference
+            return
+        bare = self.accelerator.unwrap_model(model)
+        with bare.disable_adapter() if isinstance(bare, PeftModel) else nullcontext():
+            yield bare
 
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler[int]:
-        return MixedSampler(self.has_forget, self.args.forget_per_step, self.args.retain_per_step, self.args.seed)
-
-
-def _token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability in nats, of shape `(N,)`, of each target under logits of shape `(N, V)`."""
-    return -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-
-
-class MixedSampler(Sampler[int]):
-    """
-    Order of images in which every batch has as many with rows to forget, and as many without, as asked.
-
-    An epoch passes once over the images with rows to forget; the last batch is filled up from the first ones of the
-    pass. Images without are drawn in passes of their own. The order depends on the seed and the epoch only.
-
-    Args:
-        has_forget (`Sequence[bool]`):
-            For every image, whether it has rows to forget.
-        forget_per_step (`int`):
-            Images with such rows in a batch.
-        retain_per_step (`int`):
-            Images without in a batch.
-        seed (`int`):
-            Seed of the order.
-    """
-
-    def __init__(self, has_forget: Sequence[bool], forget_per_step: int, retain_per_step: int, seed: int):
-        self.forget = [i for i, flag in enumerate(has_forget) if flag]
-        self.retain = [i for i, flag in enumerate(has_forget) if not flag]
-        size = forget_per_step + retain_per_step
-        self.forget_per_step = 0 if not self.forget else forget_per_step if self.retain else size
-        self.retain_per_step = size - self.forget_per_step
-        leading = (self.forget, self.forget_per_step) if self.forget_per_step else (self.retain, self.retain_per_step)
-        self.steps = -(-len(leading[0]) // leading[1])
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (`int`, from 0)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps * (self.forget_per_step + self.retain_per_step)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        forget = _passes(self.forget, generator) if self.forget_per_step else iter(())
-        retain = _passes(self.retain, generator) if self.retain_per_step else iter(())
-        for _ in range(self.steps):
-            yield from (next(forget) for _ in range(self.forget_per_step))
-            yield from (next(retain) for _ in range(self.retain_per_step))
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        losses = [line["retain_loss"] for line in self.state.log_history if "retain_loss" in line]
+        guess = math.log(self.model.config.get_text_config().vocab_size)
+        # A model that knew nothing to begin with has not collapsed.
+        if losses and losses[-1] > guess > 2 * losses[0]:
+            raise TrainingDiverged(
+                f"step {self.state.global_step}: the model has collapsed: what it should retain costs "
+                f"{losses[-1]:.1f} nats a token, a blind guess {guess:.1f}; lower the learning rate "
+                f"({self.args.learning_rate}) or the weight of forgetting, or use --keep-best"
+            )
 
 
-def _passes(items: Sequence[int], generator: torch.Generator) -> Iterator[int]:
-    """Shuffled passes over the items, without end."""
-    while True:
-        yield from (items[i] for i in torch.randperm(len(items), generator=generator).tolist())
+def _default_collator(processor: ProcessorMixin, args: FineTuneConfig) -> RowCollator:
+    kind = PackedCollator if args.pack_images else RowCollator
+    return kind(processor, seed=args.seed, max_length=args.max_length)
+
+
+def _vision_name(model: nn.Module) -> str:
+    return next(name for name, _ in model.named_modules() if name.endswith("visual"))

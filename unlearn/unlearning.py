@@ -17,12 +17,17 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
 from .answers import score_dataset
+from .checkpoints import is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
 from .methods import EditingMethod, GradientMethod
-from .models import check_output, is_restricted, load_checkpoint, save_checkpoint
-from .packing import PackedCollator, group_by_image
-from .presets import PRESETS, TinyPreset
+from .packing import group_by_image
+from .presets import TINY_PRESETS, TinyPreset, get_model_preset
 from .trainer import UnlearnTrainer
+from .training import RESUMABLE, Output, Trained, fingerprint, is_main_process, run_trainer
+
+
+ZEROED_CHANNELS = "zeroed_channels.json"
+"""File beside a checkpoint that names, for each MLP, the channels that an editing method has zeroed."""
 
 
 def unlearn(
@@ -33,8 +38,13 @@ def unlearn(
     method: str,
     level: str,
     preset: str | None = None,
+    model_preset: str | None = None,
     views: Path | None = None,
     workers: int | None = None,
+    max_pixels: int | None = None,
+    save_adapter: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
     **chosen: Any,
 ) -> dict[str, dict[str, float]]:
@@ -42,90 +52,136 @@ def unlearn(
 
     Args:
         data (`str` or `os.PathLike`, *optional*): The dataset folder, found as [`~medforget_dataset.load`] does.
-        out (`str` or `os.PathLike`): Checkpoint folder to write.
+        out (`str` or `os.PathLike`): Checkpoint folder to write. Until it is, `OUT.training` holds what a stopped run
+            goes on from.
         model (`str` or `os.PathLike`): Checkpoint that knows everything.
         method (`str`): A method of `unlearn.methods`.
         level (`str`): `"institution"`, `"patient"`, `"study"` or `"section"`.
         preset (`str`, *optional*): A preset of the method. One that is named after a tiny preset of `unlearn.presets`
             also draws wordings and views as that one does.
+        model_preset (`str`, *optional*): A model of `unlearn.presets`, of which what it takes on one GPU is used; the
+            checkpoint is `model`.
         views (`Path`, *optional*): File in which turned views are kept, for presets that use them.
         workers (`int`, *optional*): Processes that render turned views.
+        max_pixels (`int`, *optional*): Most pixels of an image; larger ones are made smaller.
+        save_adapter (`bool`, *optional*, defaults to `False`): Write a LoRA adapter alone, not merged.
+        resume (`bool`, *optional*, defaults to `False`): Go on with the same run where it was stopped.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace another run's checkpoint in `out`.
         quiet (`bool`, *optional*, defaults to `False`): No progress bars.
         **chosen: Hyper-parameters of the method and fields of [`~unlearn.config.UnlearnConfig`]; they override the
-            preset.
+            presets.
 
     Returns:
         `dict[str, dict[str, float]]`: Exact match for each task on the `forget` and on the `retain` rows.
 
     Raises:
         UserError: Unknown method, preset, level or argument, or a checkpoint or dataset that cannot be used.
+        TrainingDiverged: The loss is no longer a number, or what was to be retained is lost.
     """
     if level not in LEVELS:
         raise UserError(f"--level {level}: unknown level; choose from {', '.join(LEVELS)}")
-    instance, training = resolve(method, preset, **chosen)
-    if check_output(out).resolve() == Path(model).resolve():
+    sizes = get_model_preset(model_preset) if model_preset else None
+    instance, training = resolve(method, preset, sizes.unlearn_arguments if sizes else {}, **chosen)
+    if Path(out).resolve() == Path(model).resolve():
         raise UserError(f"--out {out}: is the checkpoint that is unlearned; choose another folder")
     if isinstance(instance, GradientMethod):
         # Before the hours of work that a wrong argument would end.
-        make_config(UnlearnConfig, output_dir=tempfile.gettempdir(), method=method, **training)
+        _config(instance, level, training, tempfile.gettempdir())
     folder = find_data(data)
-    recipe = PRESETS.get(preset or "", TinyPreset())
+    recipe = TINY_PRESETS.get(preset or "", TinyPreset())
     recipe.check_folder(folder)
-    forget = load(f"{level}_forget", "train", data=folder)
-    restricted = any(forget["restricted"]) or is_restricted(model)
+    grouped, restricted = forget_and_retain(folder, level)
+    restricted = restricted or is_restricted(model)
     check_sharing("the checkpoint", restricted=restricted and bool(training.get("push_to_hub")), target="push_to_hub")
-    grouped = group_by_image(load("finetune", "train", data=folder), forget)
-    base, processor = load_checkpoint(model)
-    info: dict[str, Any] = {
+    plan = {
         "stage": "unlearn",
         "base": str(model),
+        "base files": fingerprint(model),
         "data": str(folder),
+        "data files": fingerprint(folder),
         "level": level,
         "method": method,
         "method_arguments": instance.arguments(),
         "preset": preset,
         "arguments": training,
-        "restricted": restricted,
+        "seed": int(training.get("seed", 0)),
+        "max_pixels": max_pixels or (sizes.max_pixels if sizes else None),
+        "save_adapter": save_adapter,
     }
+    output = Output(out, plan, resume=resume, overwrite=overwrite)
+    if output.is_done:
+        return read_info(out)["exact_match"]
+    info: dict[str, Any] = plan | {"restricted": restricted, "run": output.digest}
+    files: dict[str, Any] = {}
     if isinstance(instance, EditingMethod):
-        info["edit"] = instance.edit(base, processor, grouped)
-    elif isinstance(instance, GradientMethod):
+        base, processor = load_checkpoint(model, max_pixels=plan["max_pixels"])
+        edited = instance.edit(base, processor, grouped)
+        files[ZEROED_CHANNELS] = {name: edited.pop(name) for name in ("channels", "scores")}
+        info["edit"], trained = edited, Trained(base, [])
+    else:
+        assert isinstance(instance, GradientMethod)
+        in_progress = output.open_training()
+        args = _config(instance, level, RESUMABLE | training, str(in_progress.path), quiet=quiet)
+        base, processor = load_checkpoint(model, max_pixels=plan["max_pixels"], **args.load_arguments())
         collator = recipe.collator(
             processor,
             folder,
             views=views,
             workers=workers,
-            seed=int(training.get("seed", 0)),
-            max_length=training.get("max_length"),
+            pack=args.pack_images,
+            seed=args.seed,
+            max_length=args.max_length,
         )
-        info["log"] = _train(base, processor, grouped, collator, instance, level, disable_tqdm=quiet, **training)
-    scores = exact_match_by_side(base, processor, grouped)
-    save_checkpoint(out, base, processor, info | {"exact_match": scores})
+        collator.check(grouped, quiet=args.disable_tqdm)
+        trained = run_trainer(UnlearnTrainer(base, args, grouped, processor, collator), in_progress)
+        info |= {"log": trained.log, "kept_step": trained.kept_step, "stopped": trained.stopped}
+    scores = exact_match_by_side(trained.model, processor, grouped)
+    with output.writing() as is_writer:
+        if is_writer:
+            info["exact_match"] = scores
+            save_checkpoint(out, trained.model, processor, info, adapter=save_adapter, files=files)
     return scores
 
 
-def _train(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    grouped: datasets.Dataset,
-    collator: PackedCollator,
-    method: GradientMethod,
-    level: str,
-    **training: Any,
-) -> list[dict[str, float]]:
-    with tempfile.TemporaryDirectory(prefix="medforget-") as scratch:
-        args = make_config(
-            UnlearnConfig,
-            output_dir=scratch,
-            method=method.name,
-            method_args=json.dumps(method.arguments()),
-            level=level,
-            **training,
-        )
-        trainer = UnlearnTrainer(model, args, grouped, processor, data_collator=collator)
-        trainer.train()
-    model.eval()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+def _config(
+    method: GradientMethod, level: str, training: dict[str, Any], folder: str, *, quiet: bool = False
+) -> UnlearnConfig:
+    return make_config(
+        UnlearnConfig,
+        output_dir=folder,
+        method=method.name,
+        method_args=json.dumps(method.arguments()),
+        level=level,
+        **{"disable_tqdm": quiet or not is_main_process(), **training},
+    )
+
+
+def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.Dataset, bool]:
+    """
+    All rows of a dataset by image, those marked that a level forgets.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Dataset folder or Hub id.
+        level (`str`):
+            Level that is forgotten.
+
+    Returns:
+        `tuple[datasets.Dataset, bool]`: Examples of [`~unlearn.packing.group_by_image`], and whether the rows are
+        under a data use agreement.
+
+    Raises:
+        UserError: If there is nothing to forget or to retain, or a row is in both sets.
+    """
+    parts = {side: load(f"{level}_{side}", "train", data=folder) for side in ("forget", "retain")}
+    for side, rows in parts.items():
+        if not len(rows):
+            raise UserError(f"{folder}: {level}_{side} has no rows; there is nothing to {side}")
+    both = set(parts["forget"]["id"]) & set(parts["retain"]["id"])
+    if both:
+        raise UserError(f"{folder}: {len(both)} rows are in both {level}_forget and {level}_retain, {min(both)} first")
+    rows = load("finetune", "train", data=folder)
+    return group_by_image(rows, parts["forget"]), any(rows["restricted"])
 
 
 def exact_match_by_side(

@@ -1,11 +1,13 @@
 """KL-Min: raise the loss on what is to be forgotten, stay close to the original model on the rest."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from ._base import AnswerBatch, GradientMethod, argument
+from ._base import REDUCTIONS, AnswerBatch, GradientMethod, argument
+from ._peers import MLLMU_BENCH, OPEN_UNLEARNING
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class KLMin(GradientMethod):
     $$\mathcal{L} = -\gamma\,\mathcal{L}(S_F)
         + \frac{\lambda}{|S_R|} \sum_{s \in S_R} \mathrm{KL}(p_\mathrm{orig}(s) \,\|\, p_\mathrm{curr}(s))$$
 
-    where $\mathcal{L}$ is the cross-entropy and both terms are means over the answer tokens of the batch.
+    where $\mathcal{L}$ is the cross-entropy and both terms are means over the answer tokens of a step.
 
     Checked against TOFU (`dataloader.py`), which has the same direction of the divergence but averages it over prompt
     and padding positions too. MLLMU-Bench (`baselines/KL_Min.py`) sums it over the positions of a sequence, adds the
@@ -27,30 +29,43 @@ class KLMin(GradientMethod):
             γ, weight of the forget loss. Paper A.1.
         kl_weight (`float`, *optional*, defaults to `1.0`):
             λ, weight of the divergence on retain rows. Paper A.1.
+        retain_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the cross-entropy on retain rows, which the paper does not have and MLLMU-Bench does. Paper A.1.
+        kl_reduction (`"token_mean"` or `"row_sum"`, *optional*, defaults to `"token_mean"`):
+            Divergence as a mean over the answer tokens, or a mean over rows of its sum in each. Paper A.1.
     """
 
     name = "kl_min"
     title = "KL-Min"
     needs_reference = "logits"
+    reference_sides = ("retain",)
     presets = {
         "paper": {"forget_weight": 1.0, "kl_weight": 1.0},
+        "open-unlearning": {"forget_weight": 1.0, "kl_weight": 1.0, **OPEN_UNLEARNING},
+        "mllmu-bench": {"retain_weight": 1.0, "kl_reduction": "row_sum", **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "kl_weight": 2.0, "learning_rate": 3e-4, "max_steps": 160},
         "tiny-robust": {"forget_weight": 0.3, "kl_weight": 2.0, "learning_rate": 1e-3, "max_steps": 120},
     }
 
     forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")
     kl_weight: float = argument(1.0, "weight of the divergence from the original model on retain rows", "paper A.1")
+    retain_weight: float = argument(0.0, "weight of the loss on retain rows; 0 is the paper's form", "paper A.1")
+    kl_reduction: Literal["token_mean", "row_sum"] = argument(
+        "token_mean", "divergence as a mean over answer tokens, or over rows of its sum in each", "paper A.1"
+    )
 
     def __post_init__(self):
         self.check(self.forget_weight >= 0, "forget_weight", "0 or more")
         self.check(self.kl_weight >= 0, "kl_weight", "0 or more")
+        self.check(self.retain_weight >= 0, "retain_weight", "0 or more")
+        self.check(self.kl_reduction in REDUCTIONS, "kl_reduction", "'token_mean' or 'row_sum'")
 
     def loss(self, batch: AnswerBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         current = batch.logits.float().log_softmax(-1)  # (N, V)
         original = batch.reference_logits.float().log_softmax(-1)  # (N, V)
         divergences = functional.kl_div(current, original, log_target=True, reduction="none").sum(-1)  # (N,)
-        divergence = batch.token_mean(divergences, forget=False)
-        forget_loss = batch.cross_entropy(forget=True)
-        loss = -self.forget_weight * forget_loss + self.kl_weight * divergence
-        components = {"forget_loss": forget_loss, "retain_loss": batch.cross_entropy(forget=False)}
-        return loss, components | {"divergence": divergence}
+        divergence = batch.mean(divergences, forget=False, reduction=self.kl_reduction)
+        loss = -self.forget_weight * batch.cross_entropy(forget=True) + self.kl_weight * divergence
+        if self.retain_weight:
+            loss = loss + self.retain_weight * batch.cross_entropy(forget=False)
+        return loss, {"divergence": divergence}

@@ -9,6 +9,7 @@ from torch.nn import functional
 from medforget_dataset.errors import UserError
 
 from ._base import INITIAL, AnswerBatch, GradientMethod, argument
+from ._peers import MLLMU_BENCH, OPEN_UNLEARNING
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class NPO(GradientMethod):
     should retain.
 
     The paper compares with a model that learned the retain rows only, and so does MLLMU-Bench (`baselines/NPO.py`,
-    β 0.4, ratio of token means). The NPO authors and open-unlearning (`src/trainer/utils.py`, β 0.1, ratio of token
-    sums, as here) compare with the model before unlearning. Values of β for sums and for means do not carry over.
+    β 0.4, ratio of token means, there over the rows of a batch together). The NPO authors and open-unlearning
+    (`src/trainer/utils.py`, β 0.1, ratio of token sums, as here) compare with the model before unlearning. Values of β
+    for sums and for means do not carry over.
 
     Args:
         beta (`float`, *optional*, defaults to `0.9`):
@@ -43,8 +45,11 @@ class NPO(GradientMethod):
     name = "npo"
     title = "NPO"
     needs_reference = "log_probs"
+    reference_sides = ("forget",)
     presets = {
         "paper": {"beta": 0.9, "retain_weight": 0.0, "log_ratio": "sum", "reference": None},
+        "open-unlearning": {"beta": 0.1, "retain_weight": 1.0, "log_ratio": "sum", **OPEN_UNLEARNING},
+        "mllmu-bench": {"beta": 0.4, "retain_weight": 0.0, "log_ratio": "mean", "reference": None, **MLLMU_BENCH},
         "tiny": {"beta": 0.5, "learning_rate": 3e-4, "max_steps": 80},
         "tiny-robust": {"beta": 0.5, "learning_rate": 1e-3, "max_steps": 120},
     }
@@ -74,6 +79,7 @@ class NPO(GradientMethod):
             log_ratios = log_ratios / batch.row_sums(torch.ones_like(batch.log_probs)).clamp(min=1)
         # log(1 + ratio ** beta) without the overflow of the power.
         npo_loss = batch.row_mean(2 / self.beta * functional.softplus(self.beta * log_ratios), forget=True)
-        retain_loss = batch.cross_entropy(forget=False)
-        components = {"forget_loss": batch.cross_entropy(forget=True), "retain_loss": retain_loss}
-        return npo_loss + self.retain_weight * retain_loss, components | {"npo_loss": npo_loss}
+        loss = npo_loss
+        if self.retain_weight:
+            loss = loss + self.retain_weight * batch.cross_entropy(forget=False)
+        return loss, {"npo_loss": npo_loss, "divergence": batch.row_mean(-log_ratios, forget=True)}

@@ -1,0 +1,246 @@
+"""Read and write checkpoints: whole models, and LoRA adapters beside the model they belong to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from medforget_dataset.atomic import replacing, write_text
+from medforget_dataset.errors import UserError
+from medforget_dataset.hub import CHECKPOINT_INFO
+
+from .model_card import render_model_card
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_TYPE = "qwen2_5_vl"
+RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+
+
+def load_checkpoint(
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | dict[str, str] | None = None,
+    max_pixels: int | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """
+    Load a Qwen2.5-VL model and its processor. A LoRA adapter is merged into the model that it belongs to, so that a
+    model trained further can be compared with what it was.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Folder written by `save_pretrained` or [`save_checkpoint`], or a Hub id such as
+            `"lingshu-medical-mllm/Lingshu-7B"`.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
+            Type of the weights; `"auto"` is the one they were saved in.
+        attn_implementation (`str` or `dict[str, str]`, *optional*):
+            Attention, for the whole model or for each of its parts.
+        max_pixels (`int`, *optional*):
+            Most pixels of an image, which the processor's own settings give otherwise.
+
+    Returns:
+        `tuple[PreTrainedModel, ProcessorMixin]`: The model, in evaluation mode, and its processor.
+
+    Raises:
+        UserError: If there is no such folder, the folder has no processor or one that does not match, the model is not
+            a Qwen2.5-VL image-text-to-text model, or a file of weights is missing or cut short. The message names the
+            folder.
+    """
+    path = str(path)
+    if not Path(path).is_dir() and (Path(path).parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
+        raise UserError(f"{path}: no such checkpoint folder")
+    if Path(path, ADAPTER_CONFIG).is_file():
+        model = _load_adapter(path, dtype, attn_implementation)
+    else:
+        model = _load_model(path, dtype, attn_implementation)
+    processor = _load_processor(path)
+    check_processor(path, model, processor)
+    if max_pixels is not None:
+        _limit_pixels(processor, max_pixels)
+    return model.eval(), processor
+
+
+def _load_model(path: str, dtype: torch.dtype | str, attention: str | dict[str, str] | None) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise UserError(f"{path}: a file of weights is cut short or damaged ({error})") from error
+    except (OSError, RuntimeError, HFValidationError) as error:
+        raise UserError(f"{path}: cannot load the model: {_first_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not an image-text-to-text model: {_first_line(error)}") from error
+    model, loading = loaded
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; is a shard missing?")
+    if model.config.model_type != MODEL_TYPE:
+        raise UserError(f"{path}: is a {model.config.model_type} model; MedForget trains Qwen2.5-VL models")
+    return model
+
+
+def _load_adapter(path: str, dtype: torch.dtype | str, attention: str | dict[str, str] | None) -> PreTrainedModel:
+    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    if not base:
+        raise UserError(f"{path}/{ADAPTER_CONFIG}: does not say which model the adapter belongs to")
+    try:
+        # Through the same door, since the base may itself be an adapter.
+        model, _ = load_checkpoint(base, dtype=dtype, attn_implementation=attention)
+    except UserError as error:
+        raise UserError(f"{path}: the model that this adapter belongs to: {error}") from error
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, path)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: cannot load the adapter: {_first_line(error)}") from error
+    return adapted.merge_and_unload()
+
+
+def load_trained(path: Path) -> PreTrainedModel | PeftModel:
+    """What a trainer's `save_model` wrote: a model, or an adapter on the model it belongs to, not merged."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        return _load_model(str(path), "auto", None)
+    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    model, _ = load_checkpoint(str(base))
+    return PeftModel.from_pretrained(model, path)
+
+
+def _load_processor(path: str) -> ProcessorMixin:
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no processor: {_first_line(error)}") from error
+    if not isinstance(processor, ProcessorMixin):
+        raise UserError(f"{path}: holds a {type(processor).__name__} but no image processor; save the processor too")
+    return processor
+
+
+def _limit_pixels(processor: Any, max_pixels: int) -> None:
+    size = processor.image_processor.size
+    token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
+    if max_pixels < token:
+        raise UserError(f"--max-pixels {max_pixels}: less than one image token, which takes {token}")
+    smallest = min(size["shortest_edge"], max_pixels)
+    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+
+
+def check_processor(path: str, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Refuse a processor that was made for another model, before it feeds this one nonsense.
+
+    Args:
+        path (`str`): Folder of both, for the message.
+        model ([`~transformers.PreTrainedModel`]): The model.
+        processor ([`~transformers.ProcessorMixin`]): The processor.
+
+    Raises:
+        UserError: Its tokens or patches are not the model's.
+    """
+    parts: Any = processor
+    vision, text = model.config.vision_config, model.config.get_text_config()
+    pairs = (
+        ("image token", getattr(parts, "image_token_id", None), model.config.image_token_id),
+        ("patch size", getattr(parts.image_processor, "patch_size", None), vision.patch_size),
+        ("merge size", getattr(parts.image_processor, "merge_size", None), vision.spatial_merge_size),
+    )
+    for name, has, needs in pairs:
+        if has != needs:
+            raise UserError(f"{path}: the processor is not this model's: its {name} is {has}, the model's {needs}")
+    if len(parts.tokenizer) > text.vocab_size:
+        raise UserError(
+            f"{path}: the processor is not this model's: its tokenizer has {len(parts.tokenizer)} tokens, the model "
+            f"{text.vocab_size}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def read_info(path: str | os.PathLike) -> dict[str, Any]:
+    """What a checkpoint's `medforget.json` says; nothing if it has none."""
+    file = Path(path, CHECKPOINT_INFO)
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def is_restricted(path: str | os.PathLike | None) -> bool:
+    """Whether a checkpoint says that it derives from restricted data."""
+    return bool(path and read_info(path).get("restricted"))
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """
+    The folder of a checkpoint to be written; asked before the work is done, so that none is lost.
+
+    Raises:
+        UserError: If `path` exists and is not a MedForget checkpoint.
+    """
+    path = Path(path)
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty and not (path / CHECKPOINT_INFO).is_file():
+        raise UserError(f"{path}: holds something else than a MedForget checkpoint; choose another folder")
+    return path
+
+
+def save_checkpoint(
+    path: str | os.PathLike,
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    info: dict[str, Any],
+    *,
+    adapter: bool = False,
+    files: dict[str, Any] | None = None,
+) -> Path:
+    """
+    Write a checkpoint that `from_pretrained` reads: weights as safetensors, processor, `medforget.json` and a card.
+
+    The folder appears complete or not at all. A LoRA adapter is merged into the model, in place, before writing,
+    unless it is asked for alone.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Folder to write. A MedForget checkpoint there is replaced.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to write.
+        processor ([`~transformers.ProcessorMixin`]):
+            Its processor.
+        info (`dict[str, Any]`):
+            What made this checkpoint: base, data, level, method, configuration, anything JSON can hold. The versions
+            of the libraries are added under `"versions"`.
+        adapter (`bool`, *optional*, defaults to `False`):
+            Write the LoRA adapter alone; it names the model that it belongs to, which must stay where it is.
+        files (`dict[str, Any]`, *optional*):
+            Other contents, by name of a JSON file beside the weights.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        UserError: If `path` exists and is not a MedForget checkpoint.
+    """
+    path = check_output(path)
+    whole: Any = model
+    if isinstance(model, PeftModel) and not adapter:
+        whole = model.merge_and_unload()
+    with replacing(path) as partial:
+        try:
+            whole.save_pretrained(partial)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(f"{path}: cannot write the weights: {error}") from error
+        processor.save_pretrained(partial)
+        versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
+        contents = {CHECKPOINT_INFO: {**info, "versions": versions}, **(files or {})}
+        for name, content in contents.items():
+            write_text(partial / name, json.dumps(content, indent=2) + "\n")
+        (partial / "README.md").write_text(render_model_card(info), encoding="utf-8")
+    return path

@@ -1,0 +1,32 @@
+"""Training arguments of projects whose methods we offer, in images where they count rows: an image has about 15."""
+
+from typing import Any
+
+
+OPEN_UNLEARNING: dict[str, Any] = {
+    "learning_rate": 1e-5,
+    "num_train_epochs": 10,
+    # 32 rows of each kind.
+    "forget_per_step": 2,
+    "retain_per_step": 2,
+    "lr_scheduler_type": "linear",
+    "adam_beta2": 0.999,
+}
+"""open-unlearning, `configs/trainer/finetune.yaml` and `scripts/tofu_unlearn.sh`."""
+
+MLLMU_BENCH: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "num_train_epochs": 1,
+    # 4 rows, less than one image.
+    "forget_per_step": 1,
+    "retain_per_step": 0,
+    "schedule": "sequential",
+    # Theirs is linear, but takes one step an epoch.
+    "lr_scheduler_type": "constant",
+    "adam_beta2": 0.999,
+    "use_peft": True,
+    "lora_r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+}
+"""MLLMU-Bench, `baselines/` and its README; MMUnlearner's follow it with a learning rate of 1e-5."""

@@ -1,0 +1,193 @@
+"""Run a trainer to its end, or from where it was stopped, and get the model out of it, on one process or on many."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from medforget_dataset.errors import UserError
+
+from .callbacks import Selectivity, measurements
+from .checkpoints import check_output, load_trained, read_info
+from .config import FineTuneConfig, UnlearnConfig
+from .trainer import FineTuneTrainer, TrainingDiverged
+from .training_folder import TrainingFolder
+
+
+RESUMABLE = {"save_strategy": "steps", "save_steps": 0.1}
+"""How often a run writes a checkpoint to go on from: ten times."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    What a run came to.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model, whole, in evaluation mode.
+        log (`list[dict[str, float]]`):
+            What was logged, step by step.
+        kept_step (`int`, *optional*):
+            Step whose weights these are, where not the last one's.
+        stopped (`str`, *optional*):
+            Why training ended before its time.
+    """
+
+    model: PreTrainedModel | PeftModel
+    log: list[dict[str, float]]
+    kept_step: int | None = None
+    stopped: str | None = None
+
+
+class Output:
+    """
+    The checkpoint folder that a run writes, and what is already there of it.
+
+    Args:
+        out (`str` or `os.PathLike`):
+            Folder of the checkpoint.
+        plan (`dict[str, Any]`):
+            What the run does: everything that its weights depend on, anything JSON can hold.
+        resume (`bool`):
+            Go on with the same run where it was stopped.
+        overwrite (`bool`):
+            Replace another run's checkpoint, or start an unfinished run again.
+
+    Raises:
+        UserError: If the folder holds something else than a MedForget checkpoint, or, unless it is to be overwritten,
+            another run's.
+    """
+
+    def __init__(self, out: str | os.PathLike, plan: dict[str, Any], *, resume: bool, overwrite: bool):
+        self.path = check_output(out)
+        self.plan = plan
+        self.resume, self.overwrite = resume, overwrite
+        self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
+        self.training = TrainingFolder(self.path)
+        before = read_info(self.path)
+        if before and not overwrite and before.get("run") != self.digest:
+            raise UserError(
+                f"{self.path}: holds the checkpoint of another run ({before.get('stage', 'unknown')}); choose another "
+                "--out, or add --overwrite"
+            )
+        self.is_done = resume and not overwrite and before.get("run") == self.digest
+
+    def open_training(self) -> TrainingFolder:
+        """The folder of the run in progress, made or taken up by the main process."""
+        state = PartialState()
+        if state.is_main_process:
+            self.training.open(self.plan, resume=self.resume, overwrite=self.overwrite)
+        state.wait_for_everyone()
+        return self.training
+
+    @contextmanager
+    def writing(self) -> Iterator[bool]:
+        """Whether this process is the one to write the checkpoint; after it, the run is no longer in progress."""
+        state = PartialState()
+        yield state.is_main_process
+        state.wait_for_everyone()
+        if state.is_main_process:
+            self.training.remove()
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return PartialState().is_main_process
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """What tells a dataset folder or checkpoint from another at the same place, without reading gigabytes."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(path)
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".json":
+            digest.update(file.name.encode() + file.read_bytes())
+        elif file.suffix == ".safetensors":
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def run_trainer(trainer: FineTuneTrainer, folder: TrainingFolder) -> Trained:
+    """
+    Train, from the last checkpoint in the folder if there is one.
+
+    Args:
+        trainer ([`~unlearn.trainer.FineTuneTrainer`]):
+            Trainer whose `output_dir` is the folder.
+        folder ([`~unlearn.training_folder.TrainingFolder`]):
+            Folder of the run.
+
+    Raises:
+        UserError: If the memory does not suffice.
+        TrainingDiverged: If training went wrong, and no earlier weights are kept.
+    """
+    args, stopped = trainer.args, None
+    selects = isinstance(args, UnlearnConfig) and (args.keep_best or args.retain_floor is not None)
+    if selects:
+        trainer.add_callback(Selectivity(trainer, folder.path))
+    checkpoint = folder.last_checkpoint()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError(_out_of_memory(args)) from error
+    except TrainingDiverged as error:
+        if not selects or not Selectivity.best(args, trainer.state):
+            raise
+        stopped = str(error)
+    best = Selectivity.best(args, trainer.state) if isinstance(args, UnlearnConfig) and args.keep_best else None
+    if stopped is None and trainer.state.global_step < trainer.state.max_steps:
+        last = measurements(trainer.state)[-1]
+        stopped = f"step {trainer.state.global_step}: retain rows answered exactly {last['retain_exact']:.2f}"
+    log = [line for line in trainer.state.log_history if "loss" in line or "selectivity" in line]
+    if best is None:
+        return Trained(_whole_model(trainer, folder), log, stopped=stopped)
+    kept_step = int(best["step"])
+    return Trained(_reload(trainer, Selectivity.folder_of(folder.path, kept_step)), log, kept_step, stopped)
+
+
+def _whole_model(trainer: FineTuneTrainer, folder: TrainingFolder) -> PreTrainedModel | PeftModel:
+    if not trainer.is_sharded:
+        return trainer.accelerator.unwrap_model(trainer.model).eval()
+    final = folder.path / "final"
+    trainer.save_model(str(final), _internal_call=True)
+    return _reload(trainer, final)
+
+
+def _reload(trainer: FineTuneTrainer, weights: Path) -> PreTrainedModel | PeftModel:
+    """The model with the weights that the trainer wrote, in the place of the one that it trained."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.free_memory()
+    model: Any = load_trained(weights)
+    return model.to(trainer.accelerator.device).eval()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(args: FineTuneConfig) -> str:
+    lower = "--images-per-step"
+    if isinstance(args, UnlearnConfig):
+        lower = "--forget-per-step and --retain-per-step"
+    remedies = [f"lower {lower} ({args.per_device_train_batch_size} images a batch) and raise --accumulation"]
+    if not args.activation_checkpointing:
+        remedies.append("--set activation_checkpointing=true")
+    if not args.use_peft:
+        remedies.append("--lora")
+    return f"out of memory; {', or '.join([*remedies, 'use smaller images (--max-pixels)'])}"

@@ -1,0 +1,262 @@
+"""The commands that train: `medforget pretrain | finetune | unlearn`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from medforget_dataset.cli import say
+from medforget_dataset.errors import UserError
+from medforget_dataset.hierarchy import LEVELS
+
+
+ACCELERATE_CONFIGS = Path(__file__).with_name("accelerate_configs")
+
+# Training arguments with a flag of their own: field, type, help.
+_FLAGS: dict[str, tuple[str, Any, str]] = {
+    "learning-rate": ("learning_rate", float, "highest learning rate"),
+    "epochs": ("num_train_epochs", float, "passes over the images"),
+    "max-steps": ("max_steps", int, "optimisation steps, in place of epochs"),
+    "accumulation": ("gradient_accumulation_steps", int, "batches a step, one after the other"),
+    "max-length": ("max_length", int, "longest sequence in tokens; longer ones are refused, never cut"),
+    "lora-r": ("lora_r", int, "rank of the adapter"),
+    "lora-alpha": ("lora_alpha", int, "scale of the adapter"),
+    "lora-dropout": ("lora_dropout", float, "share of the adapter's inputs dropped"),
+    "lora-targets": ("lora_target_modules", str, "regular expression for the whole names of the adapted layers"),
+    "dtype": ("dtype", str, "type of the weights: auto, float32 or bfloat16"),
+    "save-steps": ("save_steps", float, "steps between checkpoints to resume from, or below 1 their share (0.1)"),
+    "report-to": ("report_to", str, "service to send metrics to, such as tensorboard, wandb, trackio"),
+}
+_FINETUNE_FLAGS: dict[str, tuple[str, Any, str]] = {
+    "images-per-step": ("per_device_train_batch_size", int, "images in a batch, each with all its rows"),
+}
+_UNLEARN_FLAGS: dict[str, tuple[str, Any, str]] = {
+    "forget-per-step": ("forget_per_step", int, "images with rows to forget in a batch"),
+    "retain-per-step": ("retain_per_step", int, "images with nothing to forget in a batch"),
+    "schedule": (
+        "schedule",
+        str,
+        "interleaved, or sequential as MLLMU-Bench: an epoch's forget rows, then the others",
+    ),
+    "retain-floor": ("retain_floor", float, "stop when a smaller share of retain rows, 0 to 1, is answered exactly"),
+}
+_SWITCHES = {
+    "lora": ("use_peft", "train a LoRA adapter instead of the model"),
+    "freeze-vision": ("freeze_vision", "do not train the vision tower"),
+    "cache-vision": ("cache_vision", "encode each image once; the vision tower must not be trained"),
+    "no-packing": ("pack_images", "one padded sequence a row instead of one an image: the same result, slower"),
+}
+_UNLEARN_SWITCHES = {"keep-best": ("keep_best", "keep the weights that select best, not the last ones")}
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`."""
+    parser.add_argument("--data", help="dataset folder or Hub id (default: $MEDFORGET_DIR, else ./medforget)")
+
+
+def add_pretrain(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of `medforget pretrain`."""
+    parser.set_defaults(run=_pretrain)
+    parser.description = (
+        "Make the embedded tiny Qwen2.5-VL, with a tokenizer trained on the dataset, and teach it general_med."
+    )
+    add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--preset", default="tiny", help="tiny or tiny-robust")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order")
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from .pretrain import pretrain
+
+    scores = pretrain(args.data, args.out, preset=args.preset, seed=args.seed)
+    _print_scores(args.out, scores)
+    return 0
+
+
+def _add_training(parser: argparse.ArgumentParser, flags: dict, switches: dict) -> None:
+    """What fine-tuning and unlearning share."""
+    run = parser.add_argument_group("the run")
+    run.add_argument("--resume", action="store_true", help="go on with the same run where it was stopped")
+    run.add_argument("--overwrite", action="store_true", help="replace another run's checkpoint in --out")
+    run.add_argument("--save-adapter", action="store_true", help="write the LoRA adapter alone, not merged")
+    run.add_argument(
+        "--accelerate-config",
+        metavar="NAME|FILE",
+        help="run on several GPUs or machines: "
+        + ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
+        + ", or a file of `accelerate config`",
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("--model-preset", help="what a model takes on one GPU of 80 GB: lingshu-7b, qwen2.5-vl-7b")
+    group.add_argument("--max-pixels", type=int, help="most pixels of an image (default: the processor's)")
+    group.add_argument("--seed", type=int, default=0, help="seed of order, wordings and views")
+    group.add_argument("--views", type=Path, help="file to keep turned views in (default: one in ~/.cache/medforget)")
+    group.add_argument("--workers", type=int, help="processes that render turned views (default: one a CPU core)")
+    for flag, (name, kind, help) in (flags | _FLAGS).items():
+        group.add_argument(f"--{flag}", dest=name, type=kind, default=argparse.SUPPRESS, help=help)
+    for flag, (name, help) in (switches | _SWITCHES).items():
+        value = flag != "no-packing"
+        group.add_argument(
+            f"--{flag}", dest=name, action="store_const", const=value, default=argparse.SUPPRESS, help=help
+        )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other training argument of TRL's SFTConfig, such as --set logging_steps=10; may be repeated",
+    )
+
+
+def _run_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("model_preset", "max_pixels", "views", "workers", "resume", "overwrite", "save_adapter")
+    return {name: getattr(args, name) for name in names}
+
+
+def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Training arguments given on the command line; what was not given stays with the preset."""
+    from .config import FineTuneConfig, UnlearnConfig
+
+    chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    config = UnlearnConfig if args.command == "unlearn" else FineTuneConfig
+    known = {field.name for field in fields(config) if field.init} - {"output_dir", "disable_tqdm"}
+    for pair in args.set:
+        name, separator, value = pair.partition("=")
+        if not separator or name not in known:
+            raise UserError(f"--set {pair}: give NAME=VALUE with a field of TRL's SFTConfig, such as logging_steps=10")
+        try:
+            chosen[name] = json.loads(value)
+        except json.JSONDecodeError:
+            chosen[name] = value
+    return chosen
+
+
+def _names(*tables: dict) -> list[str]:
+    return ["seed", *(entry[0] for table in tables for entry in table.values())]
+
+
+def add_finetune(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of `medforget finetune`."""
+    parser.set_defaults(run=_finetune)
+    parser.description = (
+        "Teach a model every row (--config finetune), or only what a level retains (--config patient_retain: the "
+        "model\n"
+        "that unlearning is compared with). Prints the share of rows answered exactly, for each task, and the "
+        "same when\n"
+        "every row is asked about another patient's image."
+    )
+    add_data(parser)
+    parser.add_argument(
+        "--model", help="checkpoint or Hub id to start from (default: the model preset's, or a tiny model)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--config", default="finetune", help="finetune, or {institution,patient,study,section}_retain")
+    parser.add_argument(
+        "--preset",
+        help="tiny, tiny-robust: recipes for the tiny model, with one wording a row, or wordings and views redrawn; "
+        "paper, mllmu-bench, open-unlearning: training arguments of theirs",
+    )
+    _add_training(parser, _FINETUNE_FLAGS, {})
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    if args.accelerate_config:
+        return _launch(args.accelerate_config)
+    from .finetune import finetune
+
+    scores = finetune(
+        args.data,
+        args.out,
+        model=args.model,
+        config=args.config,
+        preset=args.preset,
+        **_run_arguments(args),
+        **_training_arguments(args, _names(_FLAGS, _FINETUNE_FLAGS, _SWITCHES)),
+    )
+    _print_scores(args.out, scores)
+    return 0
+
+
+def add_unlearn(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of `medforget unlearn`."""
+    from .methods import METHODS, method_arguments
+
+    parser.set_defaults(run=_unlearn)
+    parser.description = (
+        "Make a checkpoint forget what {level}_forget holds and keep what {level}_retain holds.\n"
+        "A preset is a named choice of arguments; arguments on the command line override it."
+    )
+    add_data(parser)
+    parser.add_argument("--model", required=True, help="checkpoint that knows everything")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--method", required=True, help=", ".join(METHODS))
+    parser.add_argument("--level", required=True, help=", ".join(LEVELS))
+    presets = "; ".join(f"{name}: {', '.join(method.presets)}" for name, method in METHODS.items() if method.presets)
+    parser.add_argument("--preset", help=f"named arguments of a method ({presets})")
+    _add_training(parser, _UNLEARN_FLAGS, _UNLEARN_SWITCHES)
+    group = parser.add_argument_group("the method")
+    for name, (help, kind) in _method_flags(METHODS, method_arguments).items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=help)
+
+
+def _method_flags(methods: dict, arguments: Callable) -> dict[str, tuple[str, type]]:
+    """One flag for every hyper-parameter of any method, with what it means in each method that has it."""
+    flags: dict[str, tuple[str, type]] = {}
+    for method in methods:
+        for name, field in arguments(method).items():
+            text = f"{method}: {field.metadata['help']} (default: {field.default}, {field.metadata['source']})"
+            kind = float if isinstance(field.default, float) else int if isinstance(field.default, int) else str
+            before = f"{flags[name][0]}. " if name in flags else ""
+            flags[name] = ((before + text).replace("%", "%%"), kind)
+    return flags
+
+
+def _unlearn(args: argparse.Namespace) -> int:
+    if args.accelerate_config:
+        return _launch(args.accelerate_config)
+    from .methods import METHODS, method_arguments
+    from .unlearning import unlearn
+
+    names = _names(_FLAGS, _UNLEARN_FLAGS, _SWITCHES, _UNLEARN_SWITCHES)
+    scores = unlearn(
+        args.data,
+        args.out,
+        model=args.model,
+        method=args.method,
+        level=args.level,
+        preset=args.preset,
+        **_run_arguments(args),
+        **_training_arguments(args, (*names, *_method_flags(METHODS, method_arguments))),
+    )
+    _print_scores(args.out, scores)
+    return 0
+
+
+def _launch(config: str) -> int:
+    """Start this same command again, on all processes of a configuration of accelerate."""
+    named = ACCELERATE_CONFIGS / f"{config}.yaml"
+    file = named if named.is_file() else Path(config)
+    if not file.is_file():
+        known = ", ".join(sorted(entry.stem for entry in ACCELERATE_CONFIGS.glob("*.yaml")))
+        raise UserError(f"--accelerate-config {config}: no such file, and not one of {known}")
+    arguments = [*sys.argv[1:]]
+    at = next(i for i, argument in enumerate(arguments) if argument.startswith("--accelerate-config"))
+    del arguments[at : at + (1 if "=" in arguments[at] else 2)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, "-m", "unlearn.cli", *arguments])
+
+
+def _print_scores(out: Path, scores: dict[str, dict[str, float]]) -> None:
+    if int(os.environ.get("RANK", "0")):
+        return
+    say(f"{out}: rows answered exactly")
+    for side, tasks in scores.items():
+        say(f"  {side:12s}" + "  ".join(f"{task} {100 * value:.1f} %" for task, value in tasks.items()))

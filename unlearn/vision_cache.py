@@ -1,0 +1,75 @@
+"""Encode each image once, where the vision tower does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from medforget_dataset.errors import UserError
+
+from .packing import RowCollator
+
+
+class VisionCache:
+    """
+    Puts the vision tower's output into a collator's batches in place of pixels, computed when an image is first drawn.
+
+    The model's own forward goes on as it is: while [`VisionCache.in_use`], its vision tower lets through what has been
+    encoded, and encodes what has not.
+
+    Args:
+        model (`torch.nn.Module`):
+            A Qwen2.5-VL model, bare or with an adapter, whose vision tower is not trained.
+        collator ([`~unlearn.packing.RowCollator`]):
+            Collator whose batches the model will see.
+
+    Raises:
+        UserError: If the vision tower is trained.
+    """
+
+    def __init__(self, model: nn.Module, collator: RowCollator):
+        self.tower: Any = next(module for name, module in model.named_modules() if name.endswith("visual"))
+        if any(parameter.requires_grad for parameter in self.tower.parameters()):
+            raise UserError(
+                "cache_vision: the vision tower is trained, so that what it makes of an image changes; train a LoRA "
+                "adapter of the language model (--lora), or freeze the tower (--freeze-vision)"
+            )
+        self.patch_width = self.tower.patch_embed.proj.weight[0].numel()
+        collator.encode_with(self.encode)
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            pixels (`torch.Tensor` of shape `(patches, channels)`):
+                Output of the image processor for one image.
+            grid (`torch.Tensor` of shape `(3,)`):
+                Patches in time, height and width.
+
+        Returns:
+            `torch.Tensor` of shape `(image tokens, H)`: What stands for the image in the prompt, on the CPU.
+        """
+        weight = self.tower.patch_embed.proj.weight
+        inputs = pixels.to(weight.device, weight.dtype)
+        return self.tower(inputs, grid_thw=grid[None].to(weight.device)).pooler_output.cpu()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside the context, the tower takes encoded images and pixels alike; they differ in width."""
+        original = self.tower.forward
+
+        def forward(hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
+            if hidden_states.shape[-1] == self.patch_width:
+                return original(hidden_states, grid_thw=grid_thw, **kwargs)
+            return BaseModelOutputWithPooling(pooler_output=hidden_states)
+
+        self.tower.forward = forward
+        try:
+            yield
+        finally:
+            self.tower.forward = original
