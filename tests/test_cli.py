@@ -10,7 +10,7 @@ from unlearn.cli import main
 from unlearn.methods import METHODS, method_arguments
 
 
-COMMANDS = ("build", "validate", "pretrain", "finetune", "unlearn", "run", "report")
+COMMANDS = ("build", "validate", "pretrain", "finetune", "unlearn", "sweep", "run", "report")
 
 
 def _help(capsys, *argv):

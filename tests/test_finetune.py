@@ -10,8 +10,8 @@ from medforget_dataset import load
 from medforget_dataset.benchmark import REPHRASE_ANGLES, Benchmark
 from medforget_dataset.errors import UserError
 from medforget_dataset.training_views import TRAINING_ANGLES, training_views
-from unlearn.checkpoints import load_checkpoint
 from unlearn.batches import RehearsalBatches
+from unlearn.checkpoints import load_checkpoint
 from unlearn.finetune import finetune
 from unlearn.presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset
 from unlearn.pretrain import make_tiny, pretrain

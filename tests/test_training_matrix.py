@@ -97,7 +97,7 @@ def answer_distributions(model, processor, example, row):
 def naive(method, model, reference, processor, examples):
     """The paper's loss over separate rows."""
     terms = {True: [], False: []}
-    for example, row in ((example, row) for example in examples for row in example["rows"]):
+    for example, row in ((image, row) for image in examples for row in image["rows"]):
         current, answer = answer_distributions(model, processor, example, row)
         with torch.no_grad():
             original, _ = answer_distributions(reference, processor, example, row)

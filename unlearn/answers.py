@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -41,7 +41,7 @@ def model_inputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
 def _bare(model: nn.Module) -> PreTrainedModel:
     """The model inside DDP, DeepSpeed and PEFT."""
     bare: Any = extract_model_from_parallel(model)
-    return bare.get_base_model() if isinstance(bare, PeftModel) else bare
+    return cast(PreTrainedModel, bare.get_base_model() if isinstance(bare, PeftModel) else bare)
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def score_rows(model: nn.Module, batch: dict[str, torch.Tensor]) -> RowScores:
 
 
 def score_dataset(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
     grouped: datasets.Dataset,
     *,
@@ -206,7 +206,7 @@ def _other_patients(keys: list[str]) -> list[int]:
 
 
 def evaluate_exact_match(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
     grouped: datasets.Dataset,
     *,

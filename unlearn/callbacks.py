@@ -113,8 +113,9 @@ class Selectivity(TrainerCallback):
     def measure(self) -> dict[str, float]:
         """Shares of forget and retain rows answered exactly, and retain less forget."""
         exact: dict[bool, list[bool]] = {True: [], False: []}
+        model: Any = self.trainer.model
         processor: Any = self.trainer.processing_class
-        for row in score_dataset(self.trainer.model, processor, self.sample):
+        for row in score_dataset(model, processor, self.sample):
             exact[row["forget"]].append(row["exact"])
         forget, retain = (sum(exact[side]) / max(len(exact[side]), 1) for side in (True, False))
         return {"forget_exact": forget, "retain_exact": retain, "selectivity": retain - forget}

@@ -111,7 +111,7 @@ def load_trained(path: Path) -> PreTrainedModel | PeftModel:
     """What a trainer's `save_model` wrote: a model, or an adapter on the model it belongs to, not merged."""
     if not (path / ADAPTER_CONFIG).is_file():
         return _load_model(str(path), "auto", None)
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    base = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
     model, _ = load_checkpoint(str(base))
     return PeftModel.from_pretrained(model, path)
 

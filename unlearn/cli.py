@@ -1,4 +1,5 @@
-"""The command line: `medforget build | validate | push | pretrain | finetune | unlearn | run | report`."""
+"""The command line: `medforget build | validate | push | pretrain | finetune | unlearn | sweep | run |
+report`."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from medforget_dataset.cli import COMMANDS as DATASET_COMMANDS
 from medforget_dataset.cli import say
 from medforget_dataset.errors import UserError
 
+from . import sweep
 from .training_cli import add_finetune, add_pretrain, add_unlearn
 
 
@@ -137,6 +139,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "pretrain": ("make the tiny model", add_pretrain),
     "finetune": ("teach a model the benchmark", add_finetune),
     "unlearn": ("make a checkpoint forget a level", add_unlearn),
+    "sweep": ("unlearn over a grid from a YAML file, one row each in a table", sweep.add_arguments),
     "run": ("build, train, unlearn, evaluate, report", _add_run),
     "report": ("write the report of a run again", _add_report),
 }

@@ -117,7 +117,7 @@ def finetune(
         return read_info(out)["exact_match"]
     grouped = group_by_image(rows)
     in_progress = output.open_training()
-    seed = plan["seed"]
+    seed = int(arguments.get("seed", 0))
     if source is None:
         source = in_progress.path / "base"
         if is_main_process() and not source.is_dir():
@@ -133,7 +133,7 @@ def finetune(
     collator = recipe.collator(
         processor, folder, views=views, workers=workers, pack=args.pack_images, seed=seed, max_length=args.max_length
     )
-    collator.check(grouped, quiet=args.disable_tqdm)
+    collator.check(grouped, quiet=bool(args.disable_tqdm))
     dataset, batches = grouped, None
     if preset in TINY_PRESETS:
         dataset = datasets.concatenate_datasets([grouped, group_by_image(load("general_med", "train", data=folder))])

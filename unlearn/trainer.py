@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -24,7 +25,7 @@ from medforget_dataset.errors import UserError
 from .answers import answer_log_probs, answer_logits, token_log_probs
 from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
 from .callbacks import CompleteCheckpoints, EpochCallback, RowsPerSecond
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .lora import make_lora_config
 from .methods import INITIAL, AnswerBatch
@@ -125,7 +126,7 @@ class FineTuneTrainer(SFTTrainer):
     def _make_vision_cache(self, collator: RowCollator) -> VisionCache:
         if self.is_sharded:
             raise UserError("cache_vision: does not work with FSDP or ZeRO-3, which spread the vision tower out")
-        return VisionCache(self.model, collator)
+        return VisionCache(cast(nn.Module, self.model), collator)
 
     def get_train_dataloader(self) -> DataLoader:
         dataset = cast(Dataset, self.train_dataset)
@@ -144,7 +145,7 @@ class FineTuneTrainer(SFTTrainer):
     def free_memory(self) -> None:
         """Let go of the model and the optimizer, whose weights have been saved."""
         self.accelerator.free_memory(self.model_wrapped, self.optimizer)
-        self.model = self.model_wrapped = self.optimizer = None
+        self.model = self.model_wrapped = self.optimizer = None  # type: ignore[assignment]
 
     def count_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the losses of a batch are means over, as a tensor that can be summed over batches."""
@@ -165,6 +166,7 @@ class FineTuneTrainer(SFTTrainer):
         with self.accelerator.autocast():
             loss, terms = self.loss_and_terms(model, inputs, totals)
         self._batches_seen += 1
+        # On this process, and about as many on each of the others.
         self.rows_seen += len(inputs["forget"]) * self.accelerator.num_processes
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.detach()
@@ -192,13 +194,20 @@ class FineTuneTrainer(SFTTrainer):
         # Shares wait as tensors until here: reading one stops the GPU.
         if "loss" in logs and self._terms:
             steps = self._batches_seen / self.args.gradient_accumulation_steps
-            shares = cast(
-                torch.Tensor, self.accelerator.reduce(torch.stack(list(self._terms.values())).float(), "sum")
-            )
-            logs.update(zip(self._terms, (shares / steps).tolist(), strict=True))
-            logs["rows"] = self.rows_seen
+            shares = torch.stack(list(self._terms.values())).float()
+            means = cast(torch.Tensor, self.accelerator.reduce(shares, "sum")) / steps
+            logs.update(zip(self._terms, means.tolist(), strict=True))
             self._terms, self._batches_seen = {}, 0
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_sharded or isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # Not transformers' own: it reads the names of the file, which `save_pretrained` does not write as the model
+        # has them, and goes on with the weights that were there, with a warning.
+        saved = load_trained(Path(resume_from_checkpoint))
+        cast(nn.Module, self.model).load_state_dict(saved.state_dict())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         # Walks the whole model at every step, for a number that packed sequences make wrong.
@@ -280,11 +289,11 @@ class UnlearnTrainer(FineTuneTrainer):
         if self.reference is not None:
             self.reference.eval().requires_grad_(False).to(self.accelerator.device)
             if self.uses_fused_head:
-                add_fused_lm_head(self.reference, outputs=("log_probs", "is_top1"))
+                add_fused_lm_head(cast(PreTrainedModel, self.reference), outputs=("log_probs", "is_top1"))
         if precompute:
-            with self._reference_model(self.model) as reference, self.accelerator.autocast():
+            with self._reference_model(cast(nn.Module, self.model)) as reference, self.accelerator.autocast():
                 collator.reference_log_probs = reference_log_probs(
-                    reference, collator, train_dataset, self.method, self.accelerator, quiet=args.disable_tqdm
+                    reference, collator, train_dataset, self.method, self.accelerator, quiet=bool(args.disable_tqdm)
                 )
             self.reference = None
 
@@ -307,7 +316,7 @@ class UnlearnTrainer(FineTuneTrainer):
             logits, targets, _ = answer_logits(model, inputs)  # (N, V), (N,)
             log_probs, is_top = token_log_probs(logits, targets), logits.argmax(-1) == targets
         else:
-            logits = None
+            logits = cast(torch.Tensor, None)
             log_probs, is_top = answer_log_probs(model, inputs, fused=self.uses_fused_head)
         batch = AnswerBatch(log_probs, row_index, inputs["forget"], logits, **references, totals=totals)
         loss, terms = self.method.loss(batch)
@@ -340,7 +349,7 @@ class UnlearnTrainer(FineTuneTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         losses = [line["retain_loss"] for line in self.state.log_history if "retain_loss" in line]
-        guess = math.log(self.model.config.get_text_config().vocab_size)
+        guess = math.log(cast(Any, self.model).config.get_text_config().vocab_size)
         # A model that knew nothing to begin with has not collapsed.
         if losses and losses[-1] > guess > 2 * losses[0]:
             raise TrainingDiverged(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -21,7 +21,7 @@ from medforget_dataset.errors import UserError
 from .callbacks import Selectivity, measurements
 from .checkpoints import check_output, load_trained, read_info
 from .config import FineTuneConfig, UnlearnConfig
-from .trainer import FineTuneTrainer, TrainingDiverged
+from .trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 from .training_folder import TrainingFolder
 
 
@@ -39,6 +39,8 @@ class Trained:
             The model, whole, in evaluation mode.
         log (`list[dict[str, float]]`):
             What was logged, step by step.
+        steps (`int`, *optional*, defaults to `0`):
+            Optimisation steps done.
         kept_step (`int`, *optional*):
             Step whose weights these are, where not the last one's.
         stopped (`str`, *optional*):
@@ -47,6 +49,7 @@ class Trained:
 
     model: PreTrainedModel | PeftModel
     log: list[dict[str, float]]
+    steps: int = 0
     kept_step: int | None = None
     stopped: str | None = None
 
@@ -138,7 +141,7 @@ def run_trainer(trainer: FineTuneTrainer, folder: TrainingFolder) -> Trained:
     args, stopped = trainer.args, None
     selects = isinstance(args, UnlearnConfig) and (args.keep_best or args.retain_floor is not None)
     if selects:
-        trainer.add_callback(Selectivity(trainer, folder.path))
+        trainer.add_callback(Selectivity(cast(UnlearnTrainer, trainer), folder.path))
     checkpoint = folder.last_checkpoint()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -154,11 +157,12 @@ def run_trainer(trainer: FineTuneTrainer, folder: TrainingFolder) -> Trained:
     if stopped is None and trainer.state.global_step < trainer.state.max_steps:
         last = measurements(trainer.state)[-1]
         stopped = f"step {trainer.state.global_step}: retain rows answered exactly {last['retain_exact']:.2f}"
+    steps = trainer.state.global_step
     log = [line for line in trainer.state.log_history if "loss" in line or "selectivity" in line]
     if best is None:
-        return Trained(_whole_model(trainer, folder), log, stopped=stopped)
+        return Trained(_whole_model(trainer, folder), log, steps, stopped=stopped)
     kept_step = int(best["step"])
-    return Trained(_reload(trainer, Selectivity.folder_of(folder.path, kept_step)), log, kept_step, stopped)
+    return Trained(_reload(trainer, Selectivity.folder_of(folder.path, kept_step)), log, steps, kept_step, stopped)
 
 
 def _whole_model(trainer: FineTuneTrainer, folder: TrainingFolder) -> PreTrainedModel | PeftModel:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from accelerate import PartialState
+from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import LEVELS, load
@@ -93,6 +95,7 @@ def unlearn(
     grouped, restricted = forget_and_retain(folder, level)
     restricted = restricted or is_restricted(model)
     check_sharing("the checkpoint", restricted=restricted and bool(training.get("push_to_hub")), target="push_to_hub")
+    max_pixels = max_pixels or (sizes.max_pixels if sizes else None)
     plan = {
         "stage": "unlearn",
         "base": str(model),
@@ -105,7 +108,7 @@ def unlearn(
         "preset": preset,
         "arguments": training,
         "seed": int(training.get("seed", 0)),
-        "max_pixels": max_pixels or (sizes.max_pixels if sizes else None),
+        "max_pixels": max_pixels,
         "save_adapter": save_adapter,
     }
     output = Output(out, plan, resume=resume, overwrite=overwrite)
@@ -114,7 +117,8 @@ def unlearn(
     info: dict[str, Any] = plan | {"restricted": restricted, "run": output.digest}
     files: dict[str, Any] = {}
     if isinstance(instance, EditingMethod):
-        base, processor = load_checkpoint(model, max_pixels=plan["max_pixels"])
+        base, processor = load_checkpoint(model, max_pixels=max_pixels)
+        base.to(PartialState().device)
         edited = instance.edit(base, processor, grouped)
         files[ZEROED_CHANNELS] = {name: edited.pop(name) for name in ("channels", "scores")}
         info["edit"], trained = edited, Trained(base, [])
@@ -122,7 +126,7 @@ def unlearn(
         assert isinstance(instance, GradientMethod)
         in_progress = output.open_training()
         args = _config(instance, level, RESUMABLE | training, str(in_progress.path), quiet=quiet)
-        base, processor = load_checkpoint(model, max_pixels=plan["max_pixels"], **args.load_arguments())
+        base, processor = load_checkpoint(model, max_pixels=max_pixels, **args.load_arguments())
         collator = recipe.collator(
             processor,
             folder,
@@ -132,9 +136,14 @@ def unlearn(
             seed=args.seed,
             max_length=args.max_length,
         )
-        collator.check(grouped, quiet=args.disable_tqdm)
+        collator.check(grouped, quiet=bool(args.disable_tqdm))
         trained = run_trainer(UnlearnTrainer(base, args, grouped, processor, collator), in_progress)
-        info |= {"log": trained.log, "kept_step": trained.kept_step, "stopped": trained.stopped}
+        info |= {
+            "log": trained.log,
+            "steps": trained.steps,
+            "kept_step": trained.kept_step,
+            "stopped": trained.stopped,
+        }
     scores = exact_match_by_side(trained.model, processor, grouped)
     with output.writing() as is_writer:
         if is_writer:
@@ -185,7 +194,7 @@ def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.D
 
 
 def exact_match_by_side(
-    model: PreTrainedModel, processor: ProcessorMixin, grouped: datasets.Dataset
+    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, grouped: datasets.Dataset
 ) -> dict[str, dict[str, float]]:
     """Exact match for each task, on rows to forget and on rows to retain."""
     exact: dict[str, dict[str, list[bool]]] = {"forget": {}, "retain": {}}

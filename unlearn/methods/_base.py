@@ -198,5 +198,5 @@ class EditingMethod(Method):
                 Examples of [`~unlearn.packing.group_by_image`], with rows to forget and rows to retain.
 
         Returns:
-            `dict[str, Any]`: What was changed, for a JSON file beside the checkpoint.
+            `dict[str, Any]`: What was changed: small facts, and by module name lists of `channels` and their `scores`.
         """

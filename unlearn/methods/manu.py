@@ -1,21 +1,16 @@
 """MANU: zero the MLP channels that matter more to what is to be forgotten than to the rest."""
 
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from medforget_dataset.errors import UserError
-
 from ..answers import model_inputs
-from ..packing import PackedCollator
 from ._base import EditingMethod, argument
+from ._manu_released import zero_units
+from ._manu_statistics import Recorder, RunningSums, gated_mlps, part_of
 
 
 EPSILON = 1e-8
@@ -41,91 +36,104 @@ class MANU(EditingMethod):
 
     In language MLPs the statistics are over the question and answer tokens of the rows, which both passes share; in
     vision MLPs over the patches of the images that carry such rows, and those of the textual pass are 0, since it has
-    no image. The authors' released code differs: it compares the forget set with the retain set for each modality by
-    itself, and zeroes rows of every matrix independently.
+    no image. They are running sums: what they take of memory does not depend on the number of rows.
+
+    The authors' released code differs, and is the variant `"released"`: it compares the forget set with the retain set
+    for each modality by itself, and zeroes rows of every matrix of the last three layers independently.
+    `unlearn/methods/_manu_released.py` says how.
 
     Args:
         alpha (`float`, *optional*, defaults to `3.0`):
-            α, per cent of all channels that are zeroed. MANU paper: 1 to 5, best near 3.
+            α, per cent of all channels that are zeroed; in the released variant, per cent of the output units of the
+            matrices that it scores, in the language model and in the vision tower. MANU paper: 1 to 5, best near 3.
         threshold (`float`, *optional*, defaults to `0.1`):
-            Size from which an activation counts as one. MANU's released code.
+            Size from which an activation counts as one. The released variant does not count. MANU's released code.
+        variant (`"paper"` or `"released"`, *optional*, defaults to `"paper"`):
+            The form of the paper, or that of its authors' code. Paper A.1.
     """
 
     name = "manu"
     title = "MANU"
-    presets = {"paper": {"alpha": 3.0}, "tiny": {}, "tiny-robust": {}}
+    presets = {
+        "paper": {"alpha": 3.0},
+        "authors-code": {"variant": "released", "alpha": 2.0},
+        "tiny": {},
+        "tiny-robust": {},
+    }
 
     alpha: float = argument(3.0, "per cent of the MLP channels that are zeroed", "MANU paper, 1 to 5, best near 3")
     threshold: float = argument(0.1, "size from which an activation counts as one", "MANU's released code")
+    variant: Literal["paper", "released"] = argument(
+        "paper", "the form of the paper, or that of its authors' released code", "paper A.1"
+    )
 
     def __post_init__(self):
         self.check(0 <= self.alpha <= 100, "alpha", "between 0 and 100 per cent")
         self.check(self.threshold >= 0, "threshold", "0 or more")
+        self.check(self.variant in ("paper", "released"), "variant", "'paper' or 'released'")
 
     def edit(self, model: PreTrainedModel, processor: ProcessorMixin, grouped: datasets.Dataset) -> dict[str, Any]:
-        """Zero the channels. The result names them by MLP, with their scores."""
-        forget, retain = channel_statistics(model, processor, grouped, self.threshold)
-        mlps = gated_mlps(model)
-        scores = {name: forget[name].importance() / (retain[name].importance() + EPSILON) for name in mlps}
-        total = sum(len(score) for score in scores.values())
-        count = round(total * self.alpha / 100)
-        best = torch.cat(list(scores.values())).topk(count).indices
-        zeroed, offset = {}, 0
-        for name, mlp in mlps.items():
-            inside = (best >= offset) & (best < offset + len(scores[name]))
-            zeroed[name] = (best[inside] - offset).sort().values
-            _zero_channels(mlp, zeroed[name].to(mlp.down_proj.weight.device))
-            offset += len(scores[name])
+        """
+        Zero the channels. The result has their number (`"zeroed"`) of all (`"total"`), in the language model and in
+        the vision tower (`"by_part"`), and by MLP, or by matrix in the released variant, which they are (`"channels"`)
+        and how they scored (`"scores"`).
+        """
+        if self.variant == "paper":
+            scores, zeroed = zero_channels(model, processor, grouped, self.alpha, self.threshold)
+        else:
+            scores, zeroed = zero_units(model, processor, grouped, self.alpha)
+        by_part = {"language": 0, "vision": 0}
+        for name, channels in zeroed.items():
+            by_part[part_of(name)] += len(channels)
         return {
-            "zeroed": count,
-            "total": total,
+            "zeroed": sum(by_part.values()),
+            "total": sum(len(score) for score in scores.values()),
+            "by_part": by_part,
             "channels": {name: channels.tolist() for name, channels in zeroed.items()},
             "scores": {name: scores[name][channels].tolist() for name, channels in zeroed.items()},
         }
 
 
-class ModalityStatistics:
+def zero_channels(
+    model: PreTrainedModel, processor: ProcessorMixin, grouped: datasets.Dataset, alpha: float, threshold: float
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """
-    Running sums over the activations of the C channels of an MLP, in float64, on the CPU. Their size does not depend
-    on the number of rows.
+    Zero the channels that the paper zeroes. The arguments are those of [`MANU`] and [`MANU.edit`].
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]`: The scores of all channels, of shape `(C,)`, and the
+        numbers of those zeroed, by name of the MLP.
+
+    Raises:
+        UserError: If there are no rows to forget or no rows to retain.
+    """
+    forget, retain = channel_statistics(model, processor, grouped, threshold)
+    mlps = gated_mlps(model)
+    scores = {name: forget[name].importance() / (retain[name].importance() + EPSILON) for name in mlps}
+    best = torch.cat(list(scores.values())).topk(round(sum(map(len, scores.values())) * alpha / 100)).indices
+    zeroed, offset = {}, 0
+    for name, mlp in mlps.items():
+        inside = (best >= offset) & (best < offset + len(scores[name]))
+        zeroed[name] = (best[inside] - offset).sort().values
+        _zero(mlp, zeroed[name].to(mlp.down_proj.weight.device))
+        offset += len(scores[name])
+    return scores, zeroed
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """
+    Statistics of the C channels of an MLP over one set of rows.
 
     Args:
-        channels (`int`):
-            C.
-        threshold (`float`):
-            Size from which an activation counts as one.
+        multimodal ([`~unlearn.methods._manu_statistics.RunningSums`]):
+            Of the rows with their image.
+        textual ([`~unlearn.methods._manu_statistics.RunningSums`]):
+            Of the rows without it.
     """
 
-    def __init__(self, channels: int, threshold: float):
-        self.threshold = threshold
-        self.count = 0
-        self.sums = torch.zeros(4, channels, dtype=torch.float64)  # z, |z|, z^2, |z| > threshold
-
-    def add(self, activations: torch.Tensor) -> None:
-        """Add activations of shape `(tokens, C)`."""
-        z = activations.double()
-        over = (z.abs() > self.threshold).double()
-        self.count += len(z)
-        self.sums += torch.stack([z.sum(0), z.abs().sum(0), z.square().sum(0), over.sum(0)]).cpu()  # (4, C)
-
-    @property
-    def mean_size(self) -> torch.Tensor:
-        """Mean of `|z|`, of shape `(C,)`."""
-        return self.sums[1] / max(self.count, 1)
-
-    @property
-    def variance(self) -> torch.Tensor:
-        """Variance of `z`, of shape `(C,)`."""
-        mean, mean_square = self.sums[0] / max(self.count, 1), self.sums[2] / max(self.count, 1)
-        return (mean_square - mean.square()).clamp(min=0)
-
-
-class ChannelStatistics:
-    """Statistics of an MLP over one set of rows, with their image (`multimodal`) and without it (`textual`)."""
-
-    def __init__(self, channels: int, threshold: float):
-        self.multimodal = ModalityStatistics(channels, threshold)
-        self.textual = ModalityStatistics(channels, threshold)
+    multimodal: RunningSums
+    textual: RunningSums
 
     def importance(self) -> torch.Tensor:
         """Sum of the four importance functions, of shape `(C,)`, float64."""
@@ -137,19 +145,11 @@ class ChannelStatistics:
         return absolute + frequency + variance + root_mean_square
 
 
-def gated_mlps(model: nn.Module) -> dict[str, Any]:
-    """The SwiGLU MLPs of the language model and of the vision tower, by name."""
-    parts = ("gate_proj", "up_proj", "down_proj")
-    return {name: module for name, module in model.named_modules() if all(hasattr(module, part) for part in parts)}
-
-
-@torch.no_grad()
 def channel_statistics(
     model: PreTrainedModel, processor: ProcessorMixin, grouped: datasets.Dataset, threshold: float
 ) -> tuple[dict[str, ChannelStatistics], dict[str, ChannelStatistics]]:
     """
-    Statistics of every MLP over the forget rows and over the retain rows. Each row is passed through the model twice,
-    with its image and without it.
+    Statistics of every MLP over the forget rows and over the retain rows, in one pass over the images.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -168,55 +168,25 @@ def channel_statistics(
     Raises:
         UserError: If there are no rows of one of the two kinds.
     """
-    flags = [row["forget"] for example in grouped.select_columns(["rows"]) for row in example["rows"]]
-    if all(flags) or not any(flags):
-        missing = "retain" if flags and flags[0] else "forget"
-        raise UserError(f"manu compares rows to forget with rows to retain, and there are no {missing} rows")
+    recorder = Recorder(threshold)
     mlps = gated_mlps(model)
+    for name, mlp in mlps.items():
+        recorder.watch(name, part_of(name), mlp.down_proj, output=False)
+
+    def forward(batch: dict[str, torch.Tensor], with_image: bool) -> None:
+        model(**model_inputs(model, batch), logits_to_keep=1, use_cache=False)
+
+    recorder.run(model, processor, grouped, forward)
+    sums = recorder.sums
     forget, retain = (
-        {name: ChannelStatistics(mlp.down_proj.in_features, threshold) for name, mlp in mlps.items()} for _ in range(2)
+        {name: ChannelStatistics(sums[name, kind, True], sums[name, kind, False]) for name in mlps}
+        for kind in (True, False)
     )
-    collators = [PackedCollator(processor, with_image=with_image) for with_image in (True, False)]
-    was_training = model.training
-    model.eval()
-    # One image at a time: all patches then belong to the same rows.
-    for example, collator in itertools.product(grouped, collators):
-        batch = {name: value.to(model.device) for name, value in collator([example]).items()}
-        with _recorded(mlps) as activations:
-            model(**model_inputs(model, batch), logits_to_keep=1, use_cache=False)
-        rows = batch["row_index"].flatten()  # (L,)
-        is_row, is_forget = rows >= 0, batch["forget"][rows]
-        for statistics, tokens in ((forget, is_row & is_forget), (retain, is_row & ~is_forget)):
-            if tokens.any():
-                for name, z in activations.items():
-                    sums = statistics[name].multimodal if collator.with_image else statistics[name].textual
-                    sums.add(z if _is_vision(name) else z[tokens])
-    model.train(was_training)
     return forget, retain
 
 
-def _is_vision(name: str) -> bool:
-    return "visual" in name.split(".")
-
-
-@contextmanager
-def _recorded(mlps: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the input, of shape `(tokens, C)`, of every down projection that runs inside the context."""
-    activations: dict[str, torch.Tensor] = {}
-
-    def hook(name: str) -> Callable:
-        return lambda module, inputs: activations.__setitem__(name, inputs[0].flatten(0, -2))
-
-    handles = [mlp.down_proj.register_forward_pre_hook(hook(name)) for name, mlp in mlps.items()]
-    try:
-        yield activations
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
-def _zero_channels(mlp: Any, channels: torch.Tensor) -> None:
+def _zero(mlp: Any, channels: torch.Tensor) -> None:
     for projection in (mlp.gate_proj, mlp.up_proj):
         projection.weight[channels] = 0
         if projection.bias is not None:
