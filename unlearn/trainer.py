@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,6 +71,7 @@ class FineTuneTrainer(SFTTrainer):
     """
 
     args: FineTuneConfig
+    reference: nn.Module | None = None
     # Losses are divided by the counts of a whole step, not by its number of batches.
     loss_is_scaled_for_ga: bool = True  # type: ignore[assignment]
 
@@ -97,8 +99,9 @@ class FineTuneTrainer(SFTTrainer):
             model.get_submodule(_vision_name(model)).requires_grad_(False)
         parts = args.world_size * args.gradient_accumulation_steps
         self.batches = batches or self._make_batches(train_dataset, parts, args)
+        # Sums of shares since the last line of the log, and the batches they are from.
         self._terms: dict[str, torch.Tensor] = {}
-        self._batches_seen = 0
+        self._term_batches: Counter[str] = Counter()
         self.rows_seen = 0
         super().__init__(
             model=model,
@@ -126,7 +129,8 @@ class FineTuneTrainer(SFTTrainer):
     def _make_vision_cache(self, collator: RowCollator) -> VisionCache:
         if self.is_sharded:
             raise UserError("cache_vision: does not work with FSDP or ZeRO-3, which spread the vision tower out")
-        return VisionCache(cast(nn.Module, self.model), collator)
+        models = [cast(nn.Module, self.model), *([self.reference] if self.reference is not None else [])]
+        return VisionCache(models, collator)
 
     def get_train_dataloader(self) -> DataLoader:
         dataset = cast(Dataset, self.train_dataset)
@@ -139,13 +143,16 @@ class FineTuneTrainer(SFTTrainer):
         return self.accelerator.prepare(loader)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self.vision_cache.in_use() if self.vision_cache else nullcontext():
+        with self._vision():
             return super().train(*args, **kwargs)
 
     def free_memory(self) -> None:
         """Let go of the model and the optimizer, whose weights have been saved."""
         self.accelerator.free_memory(self.model_wrapped, self.optimizer)
         self.model = self.model_wrapped = self.optimizer = None  # type: ignore[assignment]
+
+    def _vision(self) -> AbstractContextManager:
+        return self.vision_cache.in_use() if self.vision_cache else nullcontext()
 
     def count_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the losses of a batch are means over, as a tensor that can be summed over batches."""
@@ -165,11 +172,11 @@ class FineTuneTrainer(SFTTrainer):
         totals = cast(torch.Tensor, num_items_in_batch)
         with self.accelerator.autocast():
             loss, terms = self.loss_and_terms(model, inputs, totals)
-        self._batches_seen += 1
         # On this process, and about as many on each of the others.
         self.rows_seen += len(inputs["forget"]) * self.accelerator.num_processes
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.detach()
+        self._term_batches.update(terms.keys())
         # Gradients are averaged over processes, of which each has its share of the step's mean.
         return loss * self.accelerator.num_processes
 
@@ -193,11 +200,11 @@ class FineTuneTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # Shares wait as tensors until here: reading one stops the GPU.
         if "loss" in logs and self._terms:
-            steps = self._batches_seen / self.args.gradient_accumulation_steps
-            shares = torch.stack(list(self._terms.values())).float()
-            means = cast(torch.Tensor, self.accelerator.reduce(shares, "sum")) / steps
-            logs.update(zip(self._terms, means.tolist(), strict=True))
-            self._terms, self._batches_seen = {}, 0
+            shares = cast(torch.Tensor, self.accelerator.reduce(torch.stack([*self._terms.values()]).float(), "sum"))
+            for name, total in zip(self._terms, shares.tolist(), strict=True):
+                logs[name] = total * self.args.gradient_accumulation_steps / self._term_batches[name]
+            self._terms.clear()
+            self._term_batches.clear()
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -279,7 +286,6 @@ class UnlearnTrainer(FineTuneTrainer):
             raise UserError(
                 "precompute_ref_log_probs: the rows are worded or viewed anew in every epoch; leave it out"
             )
-        self.reference: nn.Module | None = None
         if self.method.needs_reference and self.method.reference != INITIAL:
             self.reference, _ = load_checkpoint(str(self.method.reference), **args.load_arguments())
         elif self.method.needs_reference and not uses_adapter and not precompute:
@@ -291,7 +297,8 @@ class UnlearnTrainer(FineTuneTrainer):
             if self.uses_fused_head:
                 add_fused_lm_head(cast(PreTrainedModel, self.reference), outputs=("log_probs", "is_top1"))
         if precompute:
-            with self._reference_model(cast(nn.Module, self.model)) as reference, self.accelerator.autocast():
+            bare = cast(nn.Module, self.model)
+            with self._vision(), self._reference_model(bare) as reference, self.accelerator.autocast():
                 collator.reference_log_probs = reference_log_probs(
                     reference, collator, train_dataset, self.method, self.accelerator, quiet=bool(args.disable_tqdm)
                 )
@@ -321,8 +328,9 @@ class UnlearnTrainer(FineTuneTrainer):
         batch = AnswerBatch(log_probs, row_index, inputs["forget"], logits, **references, totals=totals)
         loss, terms = self.method.loss(batch)
         for side, forget in (("forget", True), ("retain", False)):
-            terms[f"{side}_loss"] = batch.cross_entropy(forget)
-            terms[f"{side}_token_accuracy"] = batch.token_mean(is_top.float(), forget)
+            if totals[0, int(forget)]:
+                terms[f"{side}_loss"] = batch.cross_entropy(forget)
+                terms[f"{side}_token_accuracy"] = batch.token_mean(is_top.float(), forget)
         return loss, terms
 
     @torch.no_grad()

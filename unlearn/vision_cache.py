@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,21 +23,28 @@ class VisionCache:
     encoded, and encodes what has not.
 
     Args:
-        model (`torch.nn.Module`):
-            A Qwen2.5-VL model, bare or with an adapter, whose vision tower is not trained.
+        models (`Sequence[torch.nn.Module]`):
+            Qwen2.5-VL models, bare or with an adapter, that see the batches; their vision towers are not trained and
+            have the same weights.
         collator ([`~unlearn.packing.RowCollator`]):
-            Collator whose batches the model will see.
+            Collator whose batches the models will see.
 
     Raises:
-        UserError: If the vision tower is trained.
+        UserError: If a vision tower is trained, or they differ.
     """
 
-    def __init__(self, model: nn.Module, collator: RowCollator):
-        self.tower: Any = next(module for name, module in model.named_modules() if name.endswith("visual"))
+    def __init__(self, models: Sequence[nn.Module], collator: RowCollator):
+        self.towers = [_tower(model) for model in models]
+        self.tower = self.towers[0]
         if any(parameter.requires_grad for parameter in self.tower.parameters()):
             raise UserError(
                 "cache_vision: the vision tower is trained, so that what it makes of an image changes; train a LoRA "
                 "adapter of the language model (--lora), or freeze the tower (--freeze-vision)"
+            )
+        if not all(_same_weights(self.tower, tower) for tower in self.towers[1:]):
+            raise UserError(
+                "cache_vision: the reference encodes images in another way than the model, since their vision towers "
+                "were trained apart; leave it out"
             )
         self.patch_width = self.tower.patch_embed.proj.weight[0].numel()
         collator.encode_with(self.encode)
@@ -60,16 +67,28 @@ class VisionCache:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside the context, the tower takes encoded images and pixels alike; they differ in width."""
-        original = self.tower.forward
+        """Inside the context, the towers take encoded images and pixels alike; they differ in width."""
+        for tower in self.towers:
+            tower.forward = self._passing(tower.forward)
+        try:
+            yield
+        finally:
+            for tower in self.towers:
+                del tower.forward
 
+    def _passing(self, original: Callable) -> Callable:
         def forward(hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
             if hidden_states.shape[-1] == self.patch_width:
                 return original(hidden_states, grid_thw=grid_thw, **kwargs)
             return BaseModelOutputWithPooling(pooler_output=hidden_states)
 
-        self.tower.forward = forward
-        try:
-            yield
-        finally:
-            self.tower.forward = original
+        return forward
+
+
+def _tower(model: nn.Module) -> Any:
+    return next(module for name, module in model.named_modules() if name.endswith("visual"))
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
