@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup data demo test test-slow quality style figures
+.PHONY: help setup data demo test test-slow quality style figures bench
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow run the tests that take minutes as well"
 	@echo "make quality   check formatting, lint and types"
 	@echo "make style     mend formatting and imports"
+	@echo "make bench     compare training with the peers' loops (half an hour on two idle cores)"
 	@echo "make figures   draw the pictures of the documentation"
 
 setup: $(STAMP)
@@ -50,6 +51,9 @@ quality: $(STAMP)
 
 figures: data demo
 	$(BIN)/python docs/figures.py medforget runs/demo
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.training
 
 style: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -10,7 +10,7 @@ import pytest
 from medforget_dataset import BuildOptions
 from unlearn import pipeline
 from unlearn.pipeline import Plan
-from unlearn.presets import PRESETS, TinyPreset
+from unlearn.presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset
 
 
 SMALL = TinyPreset(epochs=1, pretrain_epochs=1, images_per_step=8)
@@ -21,7 +21,9 @@ def finished(data_dir, tmp_path_factory):
     """A run of one epoch with two methods on the data of the other tests; what it scores means nothing."""
     runs = tmp_path_factory.mktemp("runs")
     patch = pytest.MonkeyPatch()
-    patch.setitem(PRESETS, "tiny", SMALL)
+    patch.setitem(TINY_PRESETS, "tiny", SMALL)
+    arguments = {"num_train_epochs": SMALL.epochs, "per_device_train_batch_size": SMALL.images_per_step}
+    patch.setitem(FINETUNE_PRESETS, "tiny", arguments)
     patch.setitem(
         pipeline.PLANS,
         "small",

@@ -102,7 +102,10 @@ class Selectivity(TrainerCallback):
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
+        should_log = control.should_log
         self.trainer.log(self.measure())
+        # Logging takes the step's own line for logged.
+        control.should_log = should_log
         if (best := self.best(args, state)) and best["step"] == state.global_step:
             self.trainer.save_model(str(self.folder_of(self.folder, state.global_step)), _internal_call=True)
             self._remove_older(state.global_step)

@@ -7,13 +7,22 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from medforget_dataset.atomic import replacing, write_text
 from medforget_dataset.errors import UserError
@@ -24,6 +33,7 @@ from .model_card import render_model_card
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_TYPE = "qwen2_5_vl"
+_SAVE_PROCESSOR = "save the processor of the model that it was trained from beside it"
 RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
@@ -58,17 +68,92 @@ def load_checkpoint(
             folder.
     """
     path = str(path)
-    if not Path(path).is_dir() and (Path(path).parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
-        raise UserError(f"{path}: no such checkpoint folder")
+    processor = check_checkpoint(path, max_pixels=max_pixels)
     if Path(path, ADAPTER_CONFIG).is_file():
         model = _load_adapter(path, dtype, attn_implementation)
     else:
         model = _load_model(path, dtype, attn_implementation)
+    return model.eval(), processor
+
+
+def check_checkpoint(path: str | os.PathLike, *, max_pixels: int | None = None) -> ProcessorMixin:
+    """
+    Find what is wrong with a checkpoint as far as it can be known without reading its weights.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            As in [`load_checkpoint`].
+        max_pixels (`int`, *optional*):
+            As in [`load_checkpoint`].
+
+    Returns:
+        `ProcessorMixin`: Its processor.
+
+    Raises:
+        UserError: As [`load_checkpoint`].
+    """
+    path = str(path)
+    config = read_config(path)
     processor = _load_processor(path)
-    check_processor(path, model, processor)
+    check_processor(path, config, processor)
     if max_pixels is not None:
         _limit_pixels(processor, max_pixels)
-    return model.eval(), processor
+    return processor
+
+
+def read_config(path: str) -> PreTrainedConfig:
+    """
+    The configuration of a checkpoint's model, for an adapter that of the model that it belongs to.
+
+    Args:
+        path (`str`): As in [`load_checkpoint`].
+
+    Raises:
+        UserError: If there is no such folder, it is not of a Qwen2.5-VL model, or a file of weights is missing or cut
+            short.
+    """
+    folder = Path(path)
+    if not folder.is_dir() and (folder.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
+        raise UserError(f"{path}: no such checkpoint folder")
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = _base_of(path)
+        _check_weights(folder, SAFETENSORS_WEIGHTS_NAME)
+        try:
+            return read_config(base)
+        except UserError as error:
+            raise UserError(f"{path}: the model that this adapter belongs to: {error}") from error
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise UserError(f"{path}: not a checkpoint: it has no {CONFIG_NAME}")
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read the model's configuration: {_first_line(error)}") from error
+    if config.model_type != MODEL_TYPE:
+        has_images = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        kind = "is" if has_images else "not an image-text-to-text model:"
+        raise UserError(f"{path}: {kind} a {config.model_type} model; MedForget trains Qwen2.5-VL models")
+    if folder.is_dir():
+        _check_weights(folder, SAFE_WEIGHTS_NAME)
+    return config
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        raise UserError(f"{folder}: it has no weights ({name}); copy or download them again")
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder}: the file of weights {name} is missing; copy or download it again")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UserError(
+                f"{folder}: the file of weights {file.name} is cut short or damaged ({error}); copy or download it "
+                "again"
+            ) from error
 
 
 def _load_model(path: str, dtype: torch.dtype | str, attention: str | dict[str, str] | None) -> PreTrainedModel:
@@ -76,53 +161,65 @@ def _load_model(path: str, dtype: torch.dtype | str, attention: str | dict[str, 
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
-    except SafetensorError as error:
-        raise UserError(f"{path}: a file of weights is cut short or damaged ({error})") from error
-    except (OSError, RuntimeError, HFValidationError) as error:
-        raise UserError(f"{path}: cannot load the model: {_first_line(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not an image-text-to-text model: {_first_line(error)}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+        why = _first_line(error)
+        if "mismatched_sizes" in why:
+            why = f"its weights do not have the shapes that {CONFIG_NAME} says; take both from one checkpoint"
+        raise UserError(f"{path}: cannot load the model: {why}") from error
     model, loading = loaded
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; is a shard missing?")
-    if model.config.model_type != MODEL_TYPE:
-        raise UserError(f"{path}: is a {model.config.model_type} model; MedForget trains Qwen2.5-VL models")
     return model
 
 
-def _load_adapter(path: str, dtype: torch.dtype | str, attention: str | dict[str, str] | None) -> PreTrainedModel:
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+def _base_of(path: str) -> str:
+    try:
+        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}/{ADAPTER_CONFIG}: cannot be read: {_first_line(error)}") from error
     if not base:
         raise UserError(f"{path}/{ADAPTER_CONFIG}: does not say which model the adapter belongs to")
+    return str(base)
+
+
+def _load_adapter(path: str, dtype: torch.dtype | str, attention: str | dict[str, str] | None) -> PreTrainedModel:
+    # Through the same door, since the base may itself be an adapter.
+    model, _ = load_checkpoint(_base_of(path), dtype=dtype, attn_implementation=attention)
+    merged: Any = _put_adapter(model, path).merge_and_unload()
+    # An adapter that is trained next belongs to what this one has made of the base.
+    merged.name_or_path = merged.config._name_or_path = path
+    # Which PEFT has frozen.
+    return merged.requires_grad_(True)
+
+
+def _put_adapter(model: PreTrainedModel, path: str | os.PathLike) -> PeftModel:
     try:
-        # Through the same door, since the base may itself be an adapter.
-        model, _ = load_checkpoint(base, dtype=dtype, attn_implementation=attention)
-    except UserError as error:
-        raise UserError(f"{path}: the model that this adapter belongs to: {error}") from error
-    try:
-        adapted: Any = PeftModel.from_pretrained(model, path)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        return PeftModel.from_pretrained(model, path)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot load the adapter: {_first_line(error)}") from error
-    return adapted.merge_and_unload()
 
 
 def load_trained(path: Path) -> PreTrainedModel | PeftModel:
     """What a trainer's `save_model` wrote: a model, or an adapter on the model it belongs to, not merged."""
     if not (path / ADAPTER_CONFIG).is_file():
         return _load_model(str(path), "auto", None)
-    base = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
-    model, _ = load_checkpoint(str(base))
-    return PeftModel.from_pretrained(model, path)
+    model, _ = load_checkpoint(_base_of(str(path)))
+    return _put_adapter(model, path)
 
 
 def _load_processor(path: str) -> ProcessorMixin:
     try:
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no processor: {_first_line(error)}") from error
+    except Exception as error:  # of the type that tokenizers raises
+        why = _first_line(error).partition(". ")[0].rstrip(".")
+        raise UserError(f"{path}: no processor that can be read ({why}); {_SAVE_PROCESSOR}") from error
     if not isinstance(processor, ProcessorMixin):
-        raise UserError(f"{path}: holds a {type(processor).__name__} but no image processor; save the processor too")
+        raise UserError(f"{path}: holds a {type(processor).__name__} but no image processor; {_SAVE_PROCESSOR}")
     return processor
 
 
@@ -135,32 +232,37 @@ def _limit_pixels(processor: Any, max_pixels: int) -> None:
     processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
 
 
-def check_processor(path: str, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+def check_processor(path: str, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
     """Refuse a processor that was made for another model, before it feeds this one nonsense.
 
     Args:
         path (`str`): Folder of both, for the message.
-        model ([`~transformers.PreTrainedModel`]): The model.
+        config ([`~transformers.PreTrainedConfig`]): Configuration of the model.
         processor ([`~transformers.ProcessorMixin`]): The processor.
 
     Raises:
-        UserError: Its tokens or patches are not the model's.
+        UserError: Its tokens or patches are not the model's, or it cannot make prompts.
     """
-    parts: Any = processor
-    vision, text = model.config.vision_config, model.config.get_text_config()
+    parts, whole = cast(Any, processor), cast(Any, config)
+    vision, text = whole.vision_config, config.get_text_config()
     pairs = (
-        ("image token", getattr(parts, "image_token_id", None), model.config.image_token_id),
+        ("image token", getattr(parts, "image_token_id", None), whole.image_token_id),
         ("patch size", getattr(parts.image_processor, "patch_size", None), vision.patch_size),
         ("merge size", getattr(parts.image_processor, "merge_size", None), vision.spatial_merge_size),
     )
     for name, has, needs in pairs:
         if has != needs:
-            raise UserError(f"{path}: the processor is not this model's: its {name} is {has}, the model's {needs}")
+            raise UserError(
+                f"{path}: the processor is not this model's: its {name} is {has}, the model's {needs}; "
+                f"{_SAVE_PROCESSOR}"
+            )
     if len(parts.tokenizer) > text.vocab_size:
         raise UserError(
             f"{path}: the processor is not this model's: its tokenizer has {len(parts.tokenizer)} tokens, the model "
-            f"{text.vocab_size}"
+            f"{text.vocab_size}; {_SAVE_PROCESSOR}"
         )
+    if not parts.chat_template:
+        raise UserError(f"{path}: the processor has no chat template; {_SAVE_PROCESSOR}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -170,7 +272,17 @@ def _first_line(error: BaseException) -> str:
 def read_info(path: str | os.PathLike) -> dict[str, Any]:
     """What a checkpoint's `medforget.json` says; nothing if it has none."""
     file = Path(path, CHECKPOINT_INFO)
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return _read_json(file) if file.is_file() else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: cut short or damaged ({error}); copy or download the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not what a checkpoint has; copy or download the checkpoint again")
+    return content
 
 
 def is_restricted(path: str | os.PathLike | None) -> bool:
@@ -232,11 +344,16 @@ def save_checkpoint(
     whole: Any = model
     if isinstance(model, PeftModel) and not adapter:
         whole = model.merge_and_unload()
+    elif isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            base = Path(str(config.base_model_name_or_path))
+            if base.is_dir():  # which must be found from wherever the adapter is loaded
+                config.base_model_name_or_path = str(base.absolute())
     with replacing(path) as partial:
         try:
             whole.save_pretrained(partial)
         except SafetensorError as error:  # what safetensors makes of a full disk
-            raise OSError(f"{path}: cannot write the weights: {error}") from error
+            raise OSError(f"{path}: cannot write the weights: {error}") from None
         processor.save_pretrained(partial)
         versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
         contents = {CHECKPOINT_INFO: {**info, "versions": versions}, **(files or {})}

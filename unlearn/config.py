@@ -1,6 +1,7 @@
 """Training arguments."""
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -164,6 +165,14 @@ class FineTuneConfig(SFTConfig):
             raise UserError(f"seed is {self.seed}; it must be between 0 and {2**32 - 1}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+
+    @property
+    def sharding(self) -> str | None:
+        """`"fsdp"` or `"deepspeed"` where `accelerate launch` has been told to spread the model over processes."""
+        for name in ("fsdp", "deepspeed"):
+            if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("1", "true"):
+                return name
+        return None
 
     def load_arguments(self) -> dict[str, Any]:
         """How the model is to be loaded: `dtype` and `attn_implementation` for `from_pretrained`."""

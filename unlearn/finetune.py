@@ -6,25 +6,49 @@ import dataclasses
 import logging
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
 
-from medforget_dataset import CONFIGS, LEVELS, load
+from medforget_dataset import CONFIGS, LEVELS
 from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
 from .answers import evaluate_exact_match
 from .batches import RehearsalBatches
-from .checkpoints import is_restricted, load_checkpoint, read_info, save_checkpoint
+from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import FineTuneConfig, make_config
 from .packing import group_by_image
+from .preconditions import (
+    OWNED,
+    check_adapter,
+    check_arguments,
+    check_chosen,
+    check_output_place,
+    check_targets,
+    check_two_patients,
+    check_writable,
+    images_per_step,
+    load_rows,
+)
 from .presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset, check_finetune_preset, get_model_preset
 from .pretrain import pretrain
 from .trainer import FineTuneTrainer
-from .training import RESUMABLE, Output, fingerprint, is_main_process, run_trainer
+from .training import (
+    RESUMABLE,
+    Output,
+    fingerprint,
+    in_batches_that_fit,
+    is_main_process,
+    run_trainer,
+    telling_out_of_memory,
+    what_matters,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -76,7 +100,8 @@ def finetune(
 
     Raises:
         UserError: Neither a model nor a preset is given, the configuration is not one to train on, an argument is
-            wrong, or a folder cannot be used.
+            wrong, a folder cannot be used, or too little memory.
+        OSError: The checkpoint cannot be written.
         TrainingDiverged: The loss is no longer a number.
     """
     if config not in TRAINABLE:
@@ -89,13 +114,28 @@ def finetune(
         raise UserError("nothing to train: give --model CHECKPOINT, or --preset tiny for the embedded model")
     recipe = TINY_PRESETS.get(preset or "", TinyPreset())
     source = model or (sizes.model if sizes else None)
-    arguments = (sizes.arguments if sizes else {}) | (FINETUNE_PRESETS[preset] if preset else {}) | training
-    max_pixels = max_pixels or (sizes.max_pixels if sizes else None)
-    # Before the hours of work that a wrong argument would end.
-    make_config(FineTuneConfig, output_dir=tempfile.gettempdir(), **arguments)
+    named = (sizes.arguments if sizes else {}) | (FINETUNE_PRESETS[preset] if preset else {})
+    arguments = {"seed": 0} | named | training
+    if max_pixels is None and sizes:
+        max_pixels = sizes.max_pixels
+    check_chosen(training, OWNED)
+    check_adapter(save_adapter, training, arguments)
+    args = make_config(FineTuneConfig, output_dir=tempfile.gettempdir(), **(RESUMABLE | arguments))
+    check_arguments(args)
+    check_output_place(out, source)
+    if views is not None:
+        check_writable("--views", views)
+    if source is not None:
+        check_checkpoint(source, max_pixels=max_pixels)
+        check_targets(args, source)
+    elif save_adapter:
+        raise UserError("--save-adapter: the tiny model is not kept beside the adapter; give --model CHECKPOINT")
     folder = find_data(data)
     recipe.check_folder(folder)
-    rows = load(config, "train", data=folder)
+    rows = load_rows(folder, config)
+    grouped = group_by_image(rows)
+    check_two_patients(folder, config, grouped)
+    rehearsed = group_by_image(load_rows(folder, "general_med")) if preset in TINY_PRESETS else None
     restricted = any(rows["restricted"]) or is_restricted(source)
     check_sharing("the checkpoint", restricted=restricted and bool(arguments.get("push_to_hub")), target="push_to_hub")
     plan = {
@@ -107,53 +147,75 @@ def finetune(
         "config": config,
         "preset": preset,
         "recipe": dataclasses.asdict(recipe) if preset in TINY_PRESETS else None,
-        "arguments": arguments,
-        "seed": int(arguments.get("seed", 0)),
+        "arguments": what_matters(arguments),
+        "images_per_step": images_per_step(args, recipe.rehearsal_images if rehearsed else 0),
+        "seed": arguments["seed"],
         "max_pixels": max_pixels,
         "save_adapter": save_adapter,
     }
     output = Output(out, plan, resume=resume, overwrite=overwrite)
     if output.is_done:
         return read_info(out)["exact_match"]
-    grouped = group_by_image(rows)
-    in_progress = output.open_training()
-    seed = int(arguments.get("seed", 0))
-    if source is None:
-        source = in_progress.path / "base"
-        if is_main_process() and not source.is_dir():
-            logger.info("pre-training the tiny model on general_med")
-            pretrain(folder, source, preset=str(preset), seed=seed, quiet=quiet)
-    args = make_config(
-        FineTuneConfig,
-        output_dir=str(in_progress.path),
-        disable_tqdm=quiet or not is_main_process(),
-        **(RESUMABLE | arguments),
-    )
-    base, processor = load_checkpoint(source, max_pixels=max_pixels, **args.load_arguments())
-    collator = recipe.collator(
-        processor, folder, views=views, workers=workers, pack=args.pack_images, seed=seed, max_length=args.max_length
-    )
-    collator.check(grouped, quiet=bool(args.disable_tqdm))
-    dataset, batches = grouped, None
-    if preset in TINY_PRESETS:
-        dataset = datasets.concatenate_datasets([grouped, group_by_image(load("general_med", "train", data=folder))])
-        batches = RehearsalBatches(
-            len(grouped),
-            len(dataset),
-            batch_size=args.per_device_train_batch_size,
-            rehearsal_batch_size=recipe.rehearsal_images,
-            every=recipe.rehearsal_every,
-            parts=args.world_size * args.gradient_accumulation_steps,
-            seed=seed,
+    with telling_out_of_memory(args), output.in_progress() as in_progress:
+        seed = int(arguments["seed"])
+        if source is None:
+            source = in_progress.path / "base"
+            if is_main_process() and not source.is_dir():
+                logger.info("pre-training the tiny model on general_med")
+                pretrain(folder, source, preset=str(preset), seed=seed, quiet=quiet)
+        args = make_config(
+            FineTuneConfig,
+            output_dir=str(in_progress.path),
+            disable_tqdm=quiet or not is_main_process(),
+            **(RESUMABLE | arguments),
         )
-    trainer = FineTuneTrainer(base, args, dataset, processor, collator, batches=batches)
-    trained = run_trainer(trainer, in_progress)
-    scores = {
-        name: evaluate_exact_match(trained.model, processor, grouped, wrong_image=name == "wrong_image", batch_size=16)
-        for name in ("right_image", "wrong_image")
-    }
-    with output.writing() as is_writer:
-        if is_writer:
-            info = plan | {"restricted": restricted, "exact_match": scores, "log": trained.log, "run": output.digest}
-            save_checkpoint(out, trained.model, processor, info, adapter=save_adapter)
+        base, processor = load_checkpoint(source, max_pixels=max_pixels, **args.load_arguments())
+        collator = recipe.collator(
+            processor,
+            folder,
+            views=views,
+            workers=workers,
+            pack=args.pack_images,
+            seed=seed,
+            max_length=args.max_length,
+        )
+        collator.check(grouped, quiet=bool(args.disable_tqdm))
+        dataset, batches = grouped, None
+        if rehearsed is not None:
+            dataset = datasets.concatenate_datasets([grouped, rehearsed])
+            batches = RehearsalBatches(
+                len(grouped),
+                len(dataset),
+                batch_size=args.per_device_train_batch_size,
+                rehearsal_batch_size=recipe.rehearsal_images,
+                every=recipe.rehearsal_every,
+                parts=args.world_size * args.gradient_accumulation_steps,
+                seed=seed,
+            )
+        trainer = FineTuneTrainer(base, args, dataset, processor, collator, batches=batches)
+        trained = run_trainer(trainer, in_progress)
+        scores = {
+            name: in_batches_that_fit(partial(_exact_match, trained.model, processor, grouped, name == "wrong_image"))
+            for name in ("right_image", "wrong_image")
+        }
+        with output.writing() as is_writer:
+            if is_writer:
+                info = plan | {
+                    "arguments": arguments,
+                    "restricted": restricted,
+                    "exact_match": scores,
+                    "log": trained.log,
+                    "run": output.digest,
+                }
+                save_checkpoint(out, trained.model, processor, info, adapter=save_adapter)
     return scores
+
+
+def _exact_match(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    grouped: datasets.Dataset,
+    wrong_image: bool,
+    batch_size: int,
+) -> dict[str, float]:
+    return evaluate_exact_match(model, processor, grouped, wrong_image=wrong_image, batch_size=batch_size)

@@ -37,11 +37,13 @@ def make_lora_config(model: nn.Module, *, r: int, alpha: int, dropout: float, ta
     """
     if r < 1:
         raise UserError(f"lora_r is {r}; it must be 1 or more")
+    if alpha <= 0:
+        raise UserError(f"lora_alpha is {alpha}; it must be more than 0, or the adapter counts for nothing")
     if not 0 <= dropout < 1:
         raise UserError(f"lora_dropout is {dropout}; it must be at least 0 and less than 1")
     try:
         expression = re.compile(targets)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise UserError(f"lora_target_modules {targets!r} is not a regular expression: {error}") from error
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     matched = [name for name in linear if expression.fullmatch(name)]

@@ -6,18 +6,19 @@ log-probabilities and gradients equal those of separate rows while the image is 
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 from transformers import ProcessorMixin
 
 from medforget_dataset.errors import UserError
+
+from .pixels import PixelCache
 
 
 IGNORED = -100
@@ -77,7 +78,8 @@ def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collect
         (encoded, not decoded) and `rows` (a list of id, question, answer, training_phrasings, task, level, forget).
 
     Raises:
-        UserError: If `dataset` has no rows, or `forget` names rows that it does not hold.
+        UserError: If `dataset` has no rows or one without question or answer, or `forget` names rows that it does not
+            hold.
     """
     if len(dataset) == 0:
         raise UserError("the dataset has no rows")
@@ -93,6 +95,8 @@ def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collect
     groups: dict[str, list[dict[str, Any]]] = {}
     for index, values in enumerate(zip(*(table[name] for name in names), strict=True)):
         row = dict(zip(names, values, strict=True))
+        if empty := [name for name in ("question", "answer") if not row[name]]:
+            raise UserError(f"{row['id']}: its {empty[0]} is empty; build the dataset again")
         key = image_key(row["id"])
         if key not in groups:
             groups[key] = []
@@ -179,7 +183,7 @@ class RowCollator:
         self.max_length = max_length
         self.with_image = with_image
         self.reference_log_probs: Mapping[str, torch.Tensor] | None = None
-        self._pixels = _PixelCache(processor, cache_bytes)
+        self._pixels = PixelCache(processor, cache_bytes)
         self._prefixes: dict[tuple[int, int, int], tuple[list[int], torch.Tensor]] = {}
         self._prompt_ids: dict[str, list[int]] = {}
         self._answer_ids: dict[str, list[int]] = {}
@@ -224,7 +228,7 @@ class RowCollator:
 
     def encode_with(self, encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """Put `encode(pixels, grid)` in place of an image's pixels, as [`~unlearn.vision_cache.VisionCache`] does."""
-        self._pixels.encode = encode
+        self._pixels.encode_with(encode)
 
     @property
     def is_static(self) -> bool:
@@ -440,40 +444,3 @@ def packed_attention_mask(row_index: torch.Tensor, dtype: torch.dtype) -> torch.
     hidden |= torch.ones(length, length, dtype=torch.bool, device=row_index.device).triu_(diagonal=1)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=row_index.device)
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
-
-
-class _PixelCache:
-    """Output of the image processor, the least recently used dropped first."""
-
-    def __init__(self, processor: ProcessorMixin, max_bytes: int):
-        self.processor = processor
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self.encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-        self.entries: OrderedDict[tuple[str, int | None], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-
-    def get(self, name: tuple[str, int | None], image: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels and grid of the image with this key and view number. `image` is decoded only if they are not kept."""
-        if name in self.entries:
-            self.entries.move_to_end(name)
-            return self.entries[name]
-        entry = self.entries[name] = self.process(_decode(name[0], image))
-        self.bytes += entry[0].nbytes
-        while self.bytes > self.max_bytes and len(self.entries) > 1:
-            self.bytes -= self.entries.popitem(last=False)[1][0].nbytes
-        return entry
-
-    def process(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels of shape `(patches, channels)`, or encoded `(tokens, H)`, and grid (time, height, width) `(3,)`."""
-        features = self.processor.image_processor(images=[image.convert("RGB")], return_tensors="pt")
-        pixels, grid = features["pixel_values"], features["image_grid_thw"][0]
-        return pixels if self.encode is None else self.encode(pixels, grid), grid
-
-
-def _decode(key: str, stored: Image.Image | dict[str, Any]) -> Image.Image:
-    if isinstance(stored, Image.Image):
-        return stored
-    try:
-        return datasets.Image().decode_example(stored)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{key}: its image does not decode ({error})") from error

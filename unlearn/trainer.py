@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import datasets
 import torch
-from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +27,7 @@ from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
 from .callbacks import CompleteCheckpoints, EpochCallback, RowsPerSecond
 from .checkpoints import load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
+from .gated_mlp import lean_mlps
 from .lora import make_lora_config
 from .methods import INITIAL, AnswerBatch
 from .methods._base import count_answers
@@ -113,9 +113,7 @@ class FineTuneTrainer(SFTTrainer):
             callbacks=[EpochCallback(collator, self.batches), *callbacks],
         )
         self.model_accepts_loss_kwargs = True
-        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP or (
-            self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        )
+        self.is_sharded = args.sharding is not None
         self.uses_fused_head = self.accelerator.device.type == "cuda"
         self.vision_cache = self._make_vision_cache(collator) if args.cache_vision else None
         self.add_callback(CompleteCheckpoints(self.accelerator))
@@ -143,7 +141,8 @@ class FineTuneTrainer(SFTTrainer):
         return self.accelerator.prepare(loader)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self._vision():
+        lean = nullcontext() if self.args.activation_checkpointing else lean_mlps(cast(nn.Module, self.model))
+        with self._vision(), lean:
             return super().train(*args, **kwargs)
 
     def free_memory(self) -> None:
@@ -280,8 +279,16 @@ class UnlearnTrainer(FineTuneTrainer):
         collator = data_collator or _default_collator(processing_class, args)
         uses_adapter = args.use_peft or peft_config is not None or isinstance(model, PeftModel)
         precompute = self.method.needs_reference == "log_probs" and (
-            collator.is_static if args.precompute_ref_log_probs is None else args.precompute_ref_log_probs
+            # A model that is about to be spread over processes is not on a device yet.
+            collator.is_static and not args.sharding
+            if args.precompute_ref_log_probs is None
+            else args.precompute_ref_log_probs
         )
+        if self.method.needs_reference and args.sharding == "deepspeed" and not uses_adapter:
+            raise UserError(
+                f"{self.method.name} compares with a second model, which ZeRO-3 has no room for; train an adapter "
+                "(--lora), or use --accelerate-config fsdp2"
+            )
         if precompute and not collator.is_static:
             raise UserError(
                 "precompute_ref_log_probs: the rows are worded or viewed anew in every epoch; leave it out"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from medforget_dataset.errors import UserError
@@ -25,8 +28,31 @@ from .trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 from .training_folder import TrainingFolder
 
 
+logger = logging.getLogger(__name__)
+Scores = TypeVar("Scores")
+
 RESUMABLE = {"save_strategy": "steps", "save_steps": 0.1}
 """How often a run writes a checkpoint to go on from: ten times."""
+
+
+_NO_MATTER = frozenset(
+    (
+        "seed",
+        "save_strategy",
+        "save_steps",
+        "logging_steps",
+        "logging_first_step",
+        "report_to",
+        "run_name",
+        "push_to_hub",
+        # What is tried when the memory does not suffice; `images_per_step` has what of it matters.
+        "activation_checkpointing",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "forget_per_step",
+        "retain_per_step",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -86,14 +112,37 @@ class Output:
                 "--out, or add --overwrite"
             )
         self.is_done = resume and not overwrite and before.get("run") == self.digest
+        if self.is_done and PartialState().is_main_process:
+            self.training.remove()  # which a run that was killed at its very end leaves
 
-    def open_training(self) -> TrainingFolder:
-        """The folder of the run in progress, made or taken up by the main process."""
+    @contextmanager
+    def in_progress(self) -> Iterator[TrainingFolder]:
+        """
+        The folder of the run in progress, made or taken up by the main process. Of a run that fails before its first
+        checkpoint nothing stays; the error of one that fails later says how to go on.
+        """
         state = PartialState()
         if state.is_main_process:
             self.training.open(self.plan, resume=self.resume, overwrite=self.overwrite)
         state.wait_for_everyone()
-        return self.training
+        try:
+            yield self.training
+        except BaseException as error:
+            if (last := self.training.last_checkpoint()) is None:
+                if state.is_main_process:
+                    self.training.remove()
+                raise
+            kept = f"{self.training.path} holds the run up to step {last.name.rpartition('-')[2]}: "
+            kept += "add --overwrite to start again"
+            if not isinstance(error, TrainingDiverged):  # which it would do again
+                kept += ", or --resume to go on from there"
+            if isinstance(error, UserError):
+                error.args = (f"{error}; {kept}",)
+            elif isinstance(error, OSError):
+                raise OSError(f"{error}; {kept}") from None
+            else:
+                logger.warning(kept)
+            raise
 
     @contextmanager
     def writing(self) -> Iterator[bool]:
@@ -108,6 +157,11 @@ class Output:
 def is_main_process() -> bool:
     """Whether this process is the one that prints and writes."""
     return PartialState().is_main_process
+
+
+def what_matters(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Training arguments without those that weights do not depend on."""
+    return {name: value for name, value in arguments.items() if name not in _NO_MATTER}
 
 
 def fingerprint(path: str | os.PathLike) -> str:
@@ -137,6 +191,7 @@ def run_trainer(trainer: FineTuneTrainer, folder: TrainingFolder) -> Trained:
     Raises:
         UserError: If the memory does not suffice.
         TrainingDiverged: If training went wrong, and no earlier weights are kept.
+        OSError: If a checkpoint cannot be written.
     """
     args, stopped = trainer.args, None
     selects = isinstance(args, UnlearnConfig) and (args.keep_best or args.retain_floor is not None)
@@ -144,11 +199,12 @@ def run_trainer(trainer: FineTuneTrainer, folder: TrainingFolder) -> Trained:
         trainer.add_callback(Selectivity(cast(UnlearnTrainer, trainer), folder.path))
     checkpoint = folder.last_checkpoint()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        with telling_out_of_memory(args):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (SafetensorError, RuntimeError) as error:
+        if not _is_failed_write(error):
             raise
-        raise UserError(_out_of_memory(args)) from error
+        raise OSError(f"{folder.path}: cannot write a checkpoint ({str(error).partition(chr(10))[0]})") from None
     except TrainingDiverged as error:
         if not selects or not Selectivity.best(args, trainer.state):
             raise
@@ -179,6 +235,45 @@ def _reload(trainer: FineTuneTrainer, weights: Path) -> PreTrainedModel | PeftMo
     trainer.free_memory()
     model: Any = load_trained(weights)
     return model.to(trainer.accelerator.device).eval()
+
+
+def _is_failed_write(error: BaseException) -> bool:
+    return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error)
+
+
+@contextmanager
+def telling_out_of_memory(args: FineTuneConfig | None = None) -> Iterator[None]:
+    """
+    Inside the context, to run out of memory is an error that says what to lower.
+
+    Args:
+        args ([`~unlearn.config.FineTuneConfig`], *optional*):
+            Training arguments, where there is training.
+
+    Raises:
+        UserError: If the memory does not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        what = _out_of_memory(args) if args else "out of memory; use smaller images (--max-pixels)"
+        raise UserError(what) from error
+
+
+def in_batches_that_fit(score: Callable[[int], Scores]) -> Scores:
+    """Score with 16 images in a batch, or, where the memory does not suffice, with 8, 4, 2 or 1."""
+    images = 16
+    while True:
+        try:
+            return score(images)
+        except (MemoryError, RuntimeError) as error:
+            if images == 1 or not _is_out_of_memory(error):
+                raise
+        images //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -41,8 +41,13 @@ class TrainingFolder:
                 Start anew where there is a run that is not gone on with.
 
         Raises:
-            UserError: If there is an unfinished run and neither is asked for, or it has another plan.
+            UserError: If there is an unfinished run and neither is asked for, or it has another plan, or the folder
+                holds something else.
         """
+        if not self._is_free_or_ours():
+            raise UserError(
+                f"{self.path}: holds something else than a run in progress; move it away, or choose another --out"
+            )
         plan = json.loads(json.dumps(plan, sort_keys=True, default=str))
         before = self._read()
         if self.path.exists() and not (resume and before == plan):
@@ -63,6 +68,12 @@ class TrainingFolder:
             f"{self.path}: holds another run: {different} was {before.get(different)!r}, now it is "
             f"{plan.get(different)!r}; give what it was, or add --overwrite to start again"
         )
+
+    def _is_free_or_ours(self) -> bool:
+        if not self.path.is_dir():
+            return not self.path.exists()
+        # A run that was killed at once may have left half a record, under a name with a dot.
+        return (self.path / RECORD).is_file() or all(path.name.startswith(".") for path in self.path.iterdir())
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,42 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
-from medforget_dataset import LEVELS, load
+from medforget_dataset import LEVELS
 from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
 from .answers import score_dataset
-from .checkpoints import is_restricted, load_checkpoint, read_info, save_checkpoint
+from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
-from .methods import EditingMethod, GradientMethod
-from .packing import group_by_image
+from .methods import INITIAL, EditingMethod, GradientMethod
+from .packing import PackedCollator, group_by_image
+from .preconditions import (
+    OWNED,
+    OWNED_BY_UNLEARNING,
+    check_adapter,
+    check_arguments,
+    check_chosen,
+    check_output_place,
+    check_reference,
+    check_targets,
+    check_writable,
+    images_per_step,
+    load_rows,
+)
 from .presets import TINY_PRESETS, TinyPreset, get_model_preset
 from .trainer import UnlearnTrainer
-from .training import RESUMABLE, Output, Trained, fingerprint, is_main_process, run_trainer
+from .training import (
+    RESUMABLE,
+    Output,
+    Trained,
+    fingerprint,
+    in_batches_that_fit,
+    is_main_process,
+    run_trainer,
+    telling_out_of_memory,
+    what_matters,
+)
 
 
 ZEROED_CHANNELS = "zeroed_channels.json"
@@ -77,25 +101,38 @@ def unlearn(
         `dict[str, dict[str, float]]`: Exact match for each task on the `forget` and on the `retain` rows.
 
     Raises:
-        UserError: Unknown method, preset, level or argument, or a checkpoint or dataset that cannot be used.
+        UserError: Unknown method, preset, level or argument, a checkpoint or dataset that cannot be used, or too
+            little memory.
+        OSError: The checkpoint cannot be written.
         TrainingDiverged: The loss is no longer a number, or what was to be retained is lost.
     """
     if level not in LEVELS:
         raise UserError(f"--level {level}: unknown level; choose from {', '.join(LEVELS)}")
     sizes = get_model_preset(model_preset) if model_preset else None
     instance, training = resolve(method, preset, sizes.unlearn_arguments if sizes else {}, **chosen)
-    if Path(out).resolve() == Path(model).resolve():
-        raise UserError(f"--out {out}: is the checkpoint that is unlearned; choose another folder")
+    training = {"seed": 0} | training
+    check_chosen(chosen, OWNED | OWNED_BY_UNLEARNING)
+    check_adapter(save_adapter, chosen, training)
+    args, reference = None, None
     if isinstance(instance, GradientMethod):
-        # Before the hours of work that a wrong argument would end.
-        _config(instance, level, training, tempfile.gettempdir())
+        reference = instance.reference if instance.reference != INITIAL else None
+        args = _config(instance, level, RESUMABLE | training, tempfile.gettempdir())
+        check_arguments(args)
+    if max_pixels is None and sizes:
+        max_pixels = sizes.max_pixels
+    check_output_place(out, model, reference)
+    if views is not None:
+        check_writable("--views", views)
+    check_checkpoint(model, max_pixels=max_pixels)
+    if args:
+        check_targets(args, model)
+    check_reference(reference, model)
     folder = find_data(data)
     recipe = TINY_PRESETS.get(preset or "", TinyPreset())
     recipe.check_folder(folder)
     grouped, restricted = forget_and_retain(folder, level)
     restricted = restricted or is_restricted(model)
     check_sharing("the checkpoint", restricted=restricted and bool(training.get("push_to_hub")), target="push_to_hub")
-    max_pixels = max_pixels or (sizes.max_pixels if sizes else None)
     plan = {
         "stage": "unlearn",
         "base": str(model),
@@ -106,49 +143,53 @@ def unlearn(
         "method": method,
         "method_arguments": instance.arguments(),
         "preset": preset,
-        "arguments": training,
-        "seed": int(training.get("seed", 0)),
+        "arguments": what_matters(training),
+        "images_per_step": images_per_step(args) if args else None,
+        "seed": training["seed"],
         "max_pixels": max_pixels,
         "save_adapter": save_adapter,
     }
     output = Output(out, plan, resume=resume, overwrite=overwrite)
     if output.is_done:
         return read_info(out)["exact_match"]
-    info: dict[str, Any] = plan | {"restricted": restricted, "run": output.digest}
+    info: dict[str, Any] = plan | {"arguments": training, "restricted": restricted, "run": output.digest}
     files: dict[str, Any] = {}
-    if isinstance(instance, EditingMethod):
-        base, processor = load_checkpoint(model, max_pixels=max_pixels)
-        base.to(PartialState().device)
-        edited = instance.edit(base, processor, grouped)
-        files[ZEROED_CHANNELS] = {name: edited.pop(name) for name in ("channels", "scores")}
-        info["edit"], trained = edited, Trained(base, [])
-    else:
-        assert isinstance(instance, GradientMethod)
-        in_progress = output.open_training()
-        args = _config(instance, level, RESUMABLE | training, str(in_progress.path), quiet=quiet)
-        base, processor = load_checkpoint(model, max_pixels=max_pixels, **args.load_arguments())
-        collator = recipe.collator(
-            processor,
-            folder,
-            views=views,
-            workers=workers,
-            pack=args.pack_images,
-            seed=args.seed,
-            max_length=args.max_length,
+    with telling_out_of_memory(args), output.in_progress() if args else nullcontext() as in_progress:
+        if isinstance(instance, EditingMethod):
+            base, processor = load_checkpoint(model, max_pixels=max_pixels)
+            PackedCollator(processor, cache_bytes=0).check(grouped, quiet=quiet or not is_main_process())
+            base.to(PartialState().device)
+            edited = instance.edit(base, processor, grouped)
+            files[ZEROED_CHANNELS] = {name: edited.pop(name) for name in ("channels", "scores")}
+            info["edit"], trained = edited, Trained(base, [])
+        else:
+            assert isinstance(instance, GradientMethod) and in_progress
+            args = _config(instance, level, RESUMABLE | training, str(in_progress.path), quiet=quiet)
+            base, processor = load_checkpoint(model, max_pixels=max_pixels, **args.load_arguments())
+            collator = recipe.collator(
+                processor,
+                folder,
+                views=views,
+                workers=workers,
+                pack=args.pack_images,
+                seed=args.seed,
+                max_length=args.max_length,
+            )
+            collator.check(grouped, quiet=bool(args.disable_tqdm))
+            trained = run_trainer(UnlearnTrainer(base, args, grouped, processor, collator), in_progress)
+            info |= {
+                "log": trained.log,
+                "steps": trained.steps,
+                "kept_step": trained.kept_step,
+                "stopped": trained.stopped,
+            }
+        scores = in_batches_that_fit(
+            lambda images: exact_match_by_side(trained.model, processor, grouped, batch_size=images)
         )
-        collator.check(grouped, quiet=bool(args.disable_tqdm))
-        trained = run_trainer(UnlearnTrainer(base, args, grouped, processor, collator), in_progress)
-        info |= {
-            "log": trained.log,
-            "steps": trained.steps,
-            "kept_step": trained.kept_step,
-            "stopped": trained.stopped,
-        }
-    scores = exact_match_by_side(trained.model, processor, grouped)
-    with output.writing() as is_writer:
-        if is_writer:
-            info["exact_match"] = scores
-            save_checkpoint(out, trained.model, processor, info, adapter=save_adapter, files=files)
+        with output.writing() as is_writer:
+            if is_writer:
+                info["exact_match"] = scores
+                save_checkpoint(out, trained.model, processor, info, adapter=save_adapter, files=files)
     return scores
 
 
@@ -180,25 +221,32 @@ def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.D
         under a data use agreement.
 
     Raises:
-        UserError: If there is nothing to forget or to retain, or a row is in both sets.
+        UserError: If there is nothing to forget or to retain, or a row is in both sets, or in none.
     """
-    parts = {side: load(f"{level}_{side}", "train", data=folder) for side in ("forget", "retain")}
-    for side, rows in parts.items():
-        if not len(rows):
-            raise UserError(f"{folder}: {level}_{side} has no rows; there is nothing to {side}")
-    both = set(parts["forget"]["id"]) & set(parts["retain"]["id"])
-    if both:
-        raise UserError(f"{folder}: {len(both)} rows are in both {level}_forget and {level}_retain, {min(both)} first")
-    rows = load("finetune", "train", data=folder)
-    return group_by_image(rows, parts["forget"]), any(rows["restricted"])
+    ids = {side: set(load_rows(folder, f"{level}_{side}")["id"]) for side in ("forget", "retain")}
+    rows = load_rows(folder, "finetune")
+    everything = set(rows["id"])
+    for wrong, where in (
+        (ids["forget"] & ids["retain"], f"are in both {level}_forget and {level}_retain"),
+        (ids["forget"] - everything, f"of {level}_forget are not in finetune"),
+        (ids["retain"] - everything, f"of {level}_retain are not in finetune"),
+        (everything - ids["forget"] - ids["retain"], f"of finetune are in neither {level}_forget nor {level}_retain"),
+    ):
+        if wrong:
+            raise UserError(f"{folder}: {len(wrong)} rows {where}, {min(wrong)} first; build the dataset again")
+    return group_by_image(rows, ids["forget"]), any(rows["restricted"])
 
 
 def exact_match_by_side(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, grouped: datasets.Dataset
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    grouped: datasets.Dataset,
+    *,
+    batch_size: int = 16,
 ) -> dict[str, dict[str, float]]:
     """Exact match for each task, on rows to forget and on rows to retain."""
     exact: dict[str, dict[str, list[bool]]] = {"forget": {}, "retain": {}}
-    for result in score_dataset(model, processor, grouped, batch_size=16):
+    for result in score_dataset(model, processor, grouped, batch_size=batch_size):
         side = exact["forget" if result["forget"] else "retain"]
         side.setdefault(result["task"], []).append(result["exact"])
     return {
