@@ -94,8 +94,31 @@ def answer_distributions(model, processor, example, row):
     return logits.log_softmax(-1), answer
 
 
+def grad_diff(terms, forget_weight, retain_weight):
+    return -forget_weight * cross_entropy(terms[True]) + retain_weight * cross_entropy(terms[False])
+
+
+def kl_min(terms, forget_weight, kl_weight, retain_weight):
+    divergences = [(original.exp() * (original - current)).sum(-1) for _, _, current, original in terms[False]]
+    loss = -forget_weight * cross_entropy(terms[True]) + retain_weight * cross_entropy(terms[False])
+    return loss + kl_weight * (torch.cat(divergences).mean() if divergences else 0)
+
+
+def npo(terms, beta, retain_weight):
+    ratios = [(current.sum() - original.sum()).exp() for current, original, _, _ in terms[True]]
+    mean = sum(torch.log(1 + ratio**beta) for ratio in ratios) / max(len(ratios), 1)
+    return 2 / beta * mean + retain_weight * cross_entropy(terms[False])
+
+
+FORMULAS = {"grad_diff": grad_diff, "kl_min": kl_min, "npo": npo}
+
+
+def cross_entropy(rows):
+    return -torch.cat([answer for answer, *_ in rows]).mean() if rows else torch.tensor(0.0)
+
+
 def naive(method, model, reference, processor, examples):
-    """The paper's loss over separate rows."""
+    """The paper's loss over separate rows, each with log-probabilities and log-distributions, now and originally."""
     terms = {True: [], False: []}
     for example, row in ((image, row) for image in examples for row in image["rows"]):
         current, answer = answer_distributions(model, processor, example, row)
@@ -103,24 +126,7 @@ def naive(method, model, reference, processor, examples):
             original, _ = answer_distributions(reference, processor, example, row)
         index = torch.arange(len(answer))
         terms[row["forget"]].append((current[index, answer], original[index, answer], current, original))
-    of = {
-        side: [torch.cat(column) for column in zip(*terms[side], strict=True)] if terms[side] else None
-        for side in terms
-    }
-    cross_entropy = {side: -of[side][0].mean() if of[side] else torch.tensor(0.0) for side in of}
-    options = OPTIONS[method]
-    if method == "grad_diff":
-        return -options["forget_weight"] * cross_entropy[True] + options["retain_weight"] * cross_entropy[False]
-    if method == "kl_min":
-        kl = torch.tensor(0.0)
-        if of[False]:
-            kl = (of[False][3].exp() * (of[False][3] - of[False][2])).sum(-1).mean()
-        loss = -options["forget_weight"] * cross_entropy[True] + options["kl_weight"] * kl
-        return loss + options["retain_weight"] * cross_entropy[False]
-    beta = options["beta"]
-    ratios = [(current.sum() - original.sum()).exp() for current, original, _, _ in terms[True]]
-    npo = sum(torch.log(1 + ratio**beta) for ratio in ratios) * 2 / beta / max(len(ratios), 1)
-    return npo + options["retain_weight"] * cross_entropy[False]
+    return FORMULAS[method](terms, **OPTIONS[method])
 
 
 def expected_of(trainer, rows, grouped, lora):
@@ -149,6 +155,10 @@ def assert_close(found, expected):
         assert (gradient.double() - wanted[name]).norm() < 1e-3 * wanted[name].norm() + 1e-5 * scale, name
 
 
+def test_every_method_has_its_formula_here():
+    assert FORMULAS.keys() == OPTIONS.keys() == set(GRADIENT_METHODS)
+
+
 CASES = list(itertools.product([False, True], [True, False], [1, 4]))
 
 
@@ -157,4 +167,19 @@ CASES = list(itertools.product([False, True], [True, False], [1, 4]))
 def test_a_step_is_the_papers_formula(method, lora, pack, accumulation, tmp_path, rows, grouped):
     trainer = make_trainer(tmp_path, rows, grouped, method, lora=lora, pack=pack, accumulation=accumulation)
     expected = expected_of(trainer, rows, grouped, lora)
+    assert_close(gradients_of(trainer), expected)
+
+
+@pytest.mark.parametrize("kind", ["forget", "retain"])
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_with_rows_of_one_kind_the_gradient_is_that_kinds_alone(method, kind, tmp_path, rows, grouped):
+    """One kind is missing from the step: what is left is the formula without its term."""
+    trainer = make_trainer(tmp_path, rows, grouped, method, lora=False, pack=True, accumulation=1)
+    only = grouped.map(lambda e: {"rows": [{**row, "forget": kind == "forget"} for row in e["rows"]]})
+    trainer.train_dataset = only
+    if method == "npo":
+        # Known for the rows that were to be forgotten; here others are.
+        trainer.data_collator.reference_log_probs = None
+        trainer.reference = make_model(rows)[0].eval()
+    expected = expected_of(trainer, rows, only, lora=False)
     assert_close(gradients_of(trainer), expected)

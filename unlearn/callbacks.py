@@ -86,8 +86,6 @@ class Selectivity(TrainerCallback):
             Where the best weights are kept.
     """
 
-    PATIENCE = 2
-    """Measurements in a row below the floor after which training stops: a path may dip and recover."""
     KEPT = 2
     """Best weights kept: of the two, a run that goes on from an earlier checkpoint may need the older."""
 
@@ -109,8 +107,8 @@ class Selectivity(TrainerCallback):
         if (best := self.best(args, state)) and best["step"] == state.global_step:
             self.trainer.save_model(str(self.folder_of(self.folder, state.global_step)), _internal_call=True)
             self._remove_older(state.global_step)
-        last = measurements(state)[-self.PATIENCE :]
-        if len(last) == self.PATIENCE and not any(_is_above_floor(args, line) for line in last):
+        last = measurements(state)[-args.retain_patience :]
+        if len(last) == args.retain_patience and not any(_is_above_floor(args, line) for line in last):
             control.should_training_stop = True
 
     def measure(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ report`."""
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -46,14 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if unknown:
-            raise UserError(f"unknown argument {unknown[0]}; it takes {', '.join(args.options)}")
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], args.options, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]}?" if near else f"see `medforget {args.command} --help`"
+            raise UserError(f"unknown argument {unknown[0]}; {hint}")
         return args.run(args)
     except UserError as error:
         say(f"medforget {args.command}: {error}")
         return 2
-    except (OSError, BrokenExecutor, DatasetGenerationError) as error:
+    except DatasetGenerationError as error:
         # `datasets` wraps what kept it from writing its cache.
         say(f"medforget {args.command}: {error.__cause__ or error}")
+        return 1
+    except (OSError, BrokenExecutor) as error:
+        say(f"medforget {args.command}: {error}")
         return 1
     except KeyboardInterrupt:
         say(f"medforget {args.command}: stopped; what was there before is as it was")
@@ -65,6 +71,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="medforget",
         formatter_class=_Formatter,
+        allow_abbrev=False,
         description="Build the MedForget benchmark, train a model on it, make it forget a level, measure what is "
         "left.",
         epilog="first steps:\n"
@@ -74,7 +81,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (help, fill) in _COMMANDS.items():
-        subparser = commands.add_parser(name, help=help, formatter_class=_Formatter)
+        subparser = commands.add_parser(name, help=help, formatter_class=_Formatter, allow_abbrev=False)
         if name == command:
             fill(subparser)
             subparser.set_defaults(options=sorted(subparser._option_string_actions))

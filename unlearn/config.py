@@ -220,8 +220,10 @@ class UnlearnConfig(FineTuneConfig):
             Keep the weights with the highest selectivity, the share of retain rows less that of forget rows answered
             exactly, instead of the last ones: paths are not monotonic.
         retain_floor (`float`, *optional*):
-            Stop when the share of retain rows answered exactly has been below this share (0 to 1) twice in a row:
-            it may dip and recover.
+            Stop when a smaller share (0 to 1) of retain rows is answered exactly, measurement after measurement; what
+            `keep_best` keeps is not below it.
+        retain_patience (`int`, *optional*, defaults to `2`):
+            Measurements in a row below the floor after which training stops: a path may dip and recover.
         selectivity_steps (`float`, *optional*, defaults to `0.1`):
             Steps between two measurements of selectivity, or below 1 their share of all steps.
         selectivity_images (`int`, *optional*, defaults to `32`):
@@ -258,6 +260,7 @@ class UnlearnConfig(FineTuneConfig):
     retain_floor: float | None = field(
         default=None, metadata={"help": "Stop when fewer retain rows (share, 0 to 1) are answered exactly."}
     )
+    retain_patience: int = field(default=2, metadata={"help": "Measurements below the floor before training stops."})
     selectivity_steps: float = field(
         default=0.1, metadata={"help": "Steps between two measurements, or below 1 their share of all steps."}
     )
@@ -279,9 +282,10 @@ class UnlearnConfig(FineTuneConfig):
             raise UserError(f"schedule is {self.schedule!r}; choose from {', '.join(SCHEDULES)}")
         if self.retain_floor is not None and not 0 <= self.retain_floor <= 1:
             raise UserError(f"retain_floor is {self.retain_floor}; it must be a share between 0 and 1")
-        for name in ("selectivity_steps", "selectivity_images"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        for name in ("selectivity_steps", "selectivity_images", "retain_patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise UserError(f"{name} is {value!r}; it must be a number more than 0")
         self.make_method()
 
     def make_method(self) -> GradientMethod:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,13 @@ def check_arguments(args: FineTuneConfig) -> None:
         raise UserError(f"training arguments: {str(error).strip().partition(chr(10))[0]}") from error
 
 
-def check_adapter(save_adapter: bool, chosen: Iterable[str], training: dict[str, Any]) -> None:
+def check_adapter(save_adapter: bool, chosen: Collection[str], training: dict[str, Any]) -> None:
     """
     Refuse what is said of an adapter where none is trained.
 
     Args:
         save_adapter (`bool`): Whether the adapter is to be saved alone.
-        chosen (`Iterable[str]`): Names of the arguments that the user gives.
+        chosen (`Collection[str]`): Names of the arguments that the user gives.
         training (`dict[str, Any]`): Training arguments.
 
     Raises:
@@ -153,7 +153,9 @@ def check_adapter(save_adapter: bool, chosen: Iterable[str], training: dict[str,
     """
     if training.get("use_peft"):
         return
-    for name in ["--save-adapter"] * save_adapter + [name for name in chosen if name.startswith("lora_")]:
+    # A grid may cross them with training without an adapter, and then says so.
+    named = [] if "use_peft" in chosen else [name for name in chosen if name.startswith("lora_")]
+    for name in ["--save-adapter"] * save_adapter + named:
         raise UserError(f"{name}: no adapter is trained; add --lora, or leave it out")
 
 

@@ -202,7 +202,7 @@ def _unlearn(checkpoint: Path, cell: Cell, grid: Grid, keep_checkpoint: bool) ->
         model_preset=grid.model_preset,
         max_pixels=grid.max_pixels,
         # What is thrown away need not be a whole model.
-        save_adapter=not keep_checkpoint,
+        save_adapter=not keep_checkpoint and bool(cell.settings.get("use_peft")),
         resume=True,
         overwrite=True,
         **cell.arguments,

@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,75 @@ from medforget_dataset.hierarchy import LEVELS
 
 ACCELERATE_CONFIGS = Path(__file__).with_name("accelerate_configs")
 
-# Training arguments with a flag of their own: field, type, help.
-_FLAGS: dict[str, tuple[str, Any, str]] = {
-    "learning-rate": ("learning_rate", float, "highest learning rate"),
-    "epochs": ("num_train_epochs", float, "passes over the images"),
-    "max-steps": ("max_steps", int, "optimisation steps, in place of epochs"),
-    "accumulation": ("gradient_accumulation_steps", int, "batches a step, one after the other"),
-    "max-length": ("max_length", int, "longest sequence in tokens; longer ones are refused, never cut"),
-    "lora-r": ("lora_r", int, "rank of the adapter"),
-    "lora-alpha": ("lora_alpha", int, "scale of the adapter"),
-    "lora-dropout": ("lora_dropout", float, "share of the adapter's inputs dropped"),
-    "lora-targets": ("lora_target_modules", str, "regular expression for the whole names of the adapted layers"),
-    "dtype": ("dtype", str, "type of the weights: auto, float32 or bfloat16"),
-    "save-steps": ("save_steps", float, "steps between checkpoints to resume from, or below 1 their share (0.1)"),
-    "report-to": ("report_to", str, "service to send metrics to, such as tensorboard, wandb, trackio"),
-}
-_FINETUNE_FLAGS: dict[str, tuple[str, Any, str]] = {
-    "images-per-step": ("per_device_train_batch_size", int, "images in a batch, each with all its rows"),
-}
-_UNLEARN_FLAGS: dict[str, tuple[str, Any, str]] = {
-    "forget-per-step": ("forget_per_step", int, "images with rows to forget in a batch"),
-    "retain-per-step": ("retain_per_step", int, "images with nothing to forget in a batch"),
-    "schedule": (
+
+@dataclass(frozen=True)
+class _Flag:
+    """A training argument with a flag of its own; its default, which a preset may change, is the field's."""
+
+    flag: str
+    field: str
+    kind: Any
+    help: str
+    metavar: str = "N"
+    group: str = "training"
+
+
+_STEPS, _SPEED, _LORA, _STOP = "training", "speed and memory", "LoRA, only with --lora", "when to stop, what to keep"
+_FLAGS = (
+    _Flag("learning-rate", "learning_rate", float, "highest learning rate", "X"),
+    _Flag("epochs", "num_train_epochs", float, "passes over the images", "X"),
+    _Flag("max-steps", "max_steps", int, "optimisation steps, in place of epochs"),
+    _Flag("accumulation", "gradient_accumulation_steps", int, "batches whose gradients are added before a step"),
+    _Flag("report-to", "report_to", str, "service to send metrics to: tensorboard, wandb, trackio, …", "NAME"),
+    _Flag(
+        "max-length", "max_length", int, "longest sequence in tokens; longer ones are refused, never cut", "N", _SPEED
+    ),
+    _Flag("dtype", "dtype", str, "type of the weights: auto, float32 or bfloat16", "NAME", _SPEED),
+    _Flag("lora-r", "lora_r", int, "rank of the adapter", "N", _LORA),
+    _Flag("lora-alpha", "lora_alpha", int, "scale of the adapter", "N", _LORA),
+    _Flag("lora-dropout", "lora_dropout", float, "share of the adapter's inputs dropped", "X", _LORA),
+    _Flag("lora-targets", "lora_target_modules", str, "expression for whole names of adapted layers", "REGEX", _LORA),
+    _Flag(
+        "save-steps",
+        "save_steps",
+        float,
+        "steps between checkpoints to resume from, or below 1 their share",
+        "X",
+        _STOP,
+    ),
+)
+_FINETUNE_FLAGS = (
+    _Flag("images-per-step", "per_device_train_batch_size", int, "images in a batch, each with all its rows"),
+)
+_UNLEARN_FLAGS = (
+    _Flag("forget-per-step", "forget_per_step", int, "images with rows to forget in a batch"),
+    _Flag("retain-per-step", "retain_per_step", int, "images with nothing to forget in a batch"),
+    _Flag(
+        "schedule",
         "schedule",
         str,
-        "interleaved, or sequential as MLLMU-Bench: an epoch's forget rows, then the others",
+        "interleaved, or sequential as MLLMU-Bench: an epoch's forget rows, then its retain rows",
+        "NAME",
     ),
-    "retain-floor": ("retain_floor", float, "stop when a smaller share of retain rows, 0 to 1, is answered exactly"),
-}
-_SWITCHES = {
-    "lora": ("use_peft", "train a LoRA adapter instead of the model"),
-    "freeze-vision": ("freeze_vision", "do not train the vision tower"),
-    "cache-vision": ("cache_vision", "encode each image once; the vision tower must not be trained"),
-    "no-packing": ("pack_images", "one padded sequence a row instead of one an image: the same result, slower"),
-}
-_UNLEARN_SWITCHES = {"keep-best": ("keep_best", "keep the weights that select best, not the last ones")}
+    _Flag(
+        "retain-floor",
+        "retain_floor",
+        float,
+        "stop when twice in a row a smaller share of retain rows, 0 to 1, is answered exactly",
+        "X",
+        _STOP,
+    ),
+)
+# Flag, field, value, help, group.
+_SWITCHES = (
+    ("lora", "use_peft", True, "train a LoRA adapter of the language model instead of the model", _STEPS),
+    ("freeze-vision", "freeze_vision", True, "do not train the vision tower", _STEPS),
+    ("cache-vision", "cache_vision", True, "encode each image once; the vision tower must not be trained", _SPEED),
+    ("no-packing", "pack_images", False, "one padded sequence a row, not one an image: the same, slower", _SPEED),
+)
+_UNLEARN_SWITCHES = (
+    ("keep-best", "keep_best", True, "keep the weights with the best retain minus forget score, not the last", _STOP),
+)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +102,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
         "Make the embedded tiny Qwen2.5-VL, with a tokenizer trained on the dataset, and teach it general_med."
     )
     add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoint folder to write")
     parser.add_argument("--preset", default="tiny", help="tiny or tiny-robust")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order")
 
@@ -80,12 +115,15 @@ def _pretrain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_training(parser: argparse.ArgumentParser, flags: dict, switches: dict) -> None:
-    """What fine-tuning and unlearning share."""
+def _add_training(parser: argparse.ArgumentParser, config: type, flags: Sequence[_Flag], switches: Sequence) -> None:
+    """What fine-tuning and unlearning share, with defaults from the fields of the configuration."""
     run = parser.add_argument_group("the run")
     run.add_argument("--resume", action="store_true", help="go on with the same run where it was stopped")
     run.add_argument("--overwrite", action="store_true", help="replace another run's checkpoint in --out")
-    run.add_argument("--save-adapter", action="store_true", help="write the LoRA adapter alone, not merged")
+    run.add_argument(
+        "--save-adapter", action="store_true", help="write the LoRA adapter alone, not merged (with --lora)"
+    )
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of order, wordings and views")
     run.add_argument(
         "--accelerate-config",
         metavar="NAME|FILE",
@@ -93,20 +131,36 @@ def _add_training(parser: argparse.ArgumentParser, flags: dict, switches: dict) 
         + ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
         + ", or a file of `accelerate config`",
     )
-    group = parser.add_argument_group("training")
-    group.add_argument("--model-preset", help="what a model takes on one GPU of 80 GB: lingshu-7b, qwen2.5-vl-7b")
-    group.add_argument("--max-pixels", type=int, help="most pixels of an image (default: the processor's)")
-    group.add_argument("--seed", type=int, default=0, help="seed of order, wordings and views")
-    group.add_argument("--views", type=Path, help="file to keep turned views in (default: one in ~/.cache/medforget)")
-    group.add_argument("--workers", type=int, help="processes that render turned views (default: one a CPU core)")
-    for flag, (name, kind, help) in (flags | _FLAGS).items():
-        group.add_argument(f"--{flag}", dest=name, type=kind, default=argparse.SUPPRESS, help=help)
-    for flag, (name, help) in (switches | _SWITCHES).items():
-        value = flag != "no-packing"
-        group.add_argument(
-            f"--{flag}", dest=name, action="store_const", const=value, default=argparse.SUPPRESS, help=help
+    data = parser.add_argument_group("images")
+    data.add_argument("--max-pixels", type=int, metavar="N", help="most pixels of an image (default: the processor's)")
+    data.add_argument(
+        "--views", type=Path, metavar="FILE", help="file to keep turned views in (default: one in ~/.cache/medforget)"
+    )
+    data.add_argument(
+        "--workers", type=int, metavar="N", help="processes that render turned views (default: one a CPU core)"
+    )
+    defaults = {field.name: field.default for field in fields(config)} | {"save_steps": 0.1}
+    groups: dict[str, Any] = {}
+    for name in (_STEPS, _SPEED, _LORA, _STOP):
+        groups[name] = parser.add_argument_group(
+            name, "Defaults are those without a preset." if name == _STEPS else None
         )
-    group.add_argument(
+    for flag in (*flags, *_FLAGS):
+        default = defaults[flag.field]
+        known = "" if default in (None, -1) or flag.field == "lora_target_modules" else f" (default: {default})"
+        groups[flag.group].add_argument(
+            f"--{flag.flag}",
+            dest=flag.field,
+            type=flag.kind,
+            default=argparse.SUPPRESS,
+            metavar=flag.metavar,
+            help=(flag.help + known).replace("%", "%%"),
+        )
+    for name, field, value, help, group in (*switches, *_SWITCHES):
+        groups[group].add_argument(
+            f"--{name}", dest=field, action="store_const", const=value, default=argparse.SUPPRESS, help=help
+        )
+    parser.add_argument_group("anything else").add_argument(
         "--set",
         action="append",
         default=[],
@@ -126,7 +180,9 @@ def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[
 
     chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
     config = UnlearnConfig if args.command == "unlearn" else FineTuneConfig
-    known = {field.name for field in fields(config) if field.init} - {"output_dir", "disable_tqdm"}
+    # These have flags of their own, or are not the user's to choose.
+    own = {"output_dir", "disable_tqdm", "method", "method_args", "level", *vars(args)} - set(chosen)
+    known = {field.name for field in fields(config) if field.init} - own
     for pair in args.set:
         name, separator, value = pair.partition("=")
         if not separator or name not in known:
@@ -138,12 +194,28 @@ def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[
     return chosen
 
 
-def _names(*tables: dict) -> list[str]:
-    return ["seed", *(entry[0] for table in tables for entry in table.values())]
+def _names(flags: Sequence[_Flag], switches: Sequence) -> list[str]:
+    return ["seed", *(flag.field for flag in (*flags, *_FLAGS)), *(field for _, field, *_ in (*switches, *_SWITCHES))]
+
+
+@contextmanager
+def _flags_named(flags: Sequence[_Flag], switches: Sequence) -> Iterator[None]:
+    """Inside the context, an error that begins with a training argument names its flag."""
+    named = {flag.field: flag.flag for flag in (*flags, *_FLAGS)}
+    named |= {field: flag for flag, field, value, *_ in (*switches, *_SWITCHES) if value}
+    try:
+        yield
+    except UserError as error:
+        name, separator, rest = str(error).partition(" ")
+        if (field := name.rstrip(":")) in named:
+            error.args = (f"--{named[field]}{name.removeprefix(field)}{separator}{rest}",)
+        raise
 
 
 def add_finetune(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of `medforget finetune`."""
+    from .config import FineTuneConfig
+
     parser.set_defaults(run=_finetune)
     parser.description = (
         "Teach a model every row (--config finetune), or only what a level retains (--config patient_retain: the "
@@ -156,14 +228,17 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="checkpoint or Hub id to start from (default: the model preset's, or a tiny model)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoint folder to write")
     parser.add_argument("--config", default="finetune", help="finetune, or {institution,patient,study,section}_retain")
     parser.add_argument(
         "--preset",
         help="tiny, tiny-robust: recipes for the tiny model, with one wording a row, or wordings and views redrawn; "
         "paper, mllmu-bench, open-unlearning: training arguments of theirs",
     )
-    _add_training(parser, _FINETUNE_FLAGS, {})
+    parser.add_argument(
+        "--model-preset", metavar="NAME", help="what a model takes on one GPU of 80 GB: lingshu-7b, qwen2.5-vl-7b"
+    )
+    _add_training(parser, FineTuneConfig, _FINETUNE_FLAGS, ())
 
 
 def _finetune(args: argparse.Namespace) -> int:
@@ -171,21 +246,23 @@ def _finetune(args: argparse.Namespace) -> int:
         return _launch(args.accelerate_config)
     from .finetune import finetune
 
-    scores = finetune(
-        args.data,
-        args.out,
-        model=args.model,
-        config=args.config,
-        preset=args.preset,
-        **_run_arguments(args),
-        **_training_arguments(args, _names(_FLAGS, _FINETUNE_FLAGS, _SWITCHES)),
-    )
+    with _flags_named(_FINETUNE_FLAGS, ()):
+        scores = finetune(
+            args.data,
+            args.out,
+            model=args.model,
+            config=args.config,
+            preset=args.preset,
+            **_run_arguments(args),
+            **_training_arguments(args, _names(_FINETUNE_FLAGS, ())),
+        )
     _print_scores(args.out, scores)
     return 0
 
 
 def add_unlearn(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of `medforget unlearn`."""
+    from .config import UnlearnConfig
     from .methods import METHODS, method_arguments
 
     parser.set_defaults(run=_unlearn)
@@ -195,15 +272,21 @@ def add_unlearn(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser)
     parser.add_argument("--model", required=True, help="checkpoint that knows everything")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--method", required=True, help=", ".join(METHODS))
-    parser.add_argument("--level", required=True, help=", ".join(LEVELS))
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoint folder to write")
+    parser.add_argument("--method", required=True, metavar="NAME", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--level", required=True, metavar="NAME", help=f"one of {', '.join(LEVELS)}")
     presets = "; ".join(f"{name}: {', '.join(method.presets)}" for name, method in METHODS.items() if method.presets)
     parser.add_argument("--preset", help=f"named arguments of a method ({presets})")
-    _add_training(parser, _UNLEARN_FLAGS, _UNLEARN_SWITCHES)
+    parser.add_argument(
+        "--model-preset", metavar="NAME", help="what a model takes on one GPU of 80 GB: lingshu-7b, qwen2.5-vl-7b"
+    )
+    _add_training(parser, UnlearnConfig, _UNLEARN_FLAGS, _UNLEARN_SWITCHES)
     group = parser.add_argument_group("the method")
     for name, (help, kind) in _method_flags(METHODS, method_arguments).items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=help)
+        metavar = "NAME" if kind is str else "X"
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=help
+        )
 
 
 def _method_flags(methods: dict, arguments: Callable) -> dict[str, tuple[str, type]]:
@@ -224,17 +307,18 @@ def _unlearn(args: argparse.Namespace) -> int:
     from .methods import METHODS, method_arguments
     from .unlearning import unlearn
 
-    names = _names(_FLAGS, _UNLEARN_FLAGS, _SWITCHES, _UNLEARN_SWITCHES)
-    scores = unlearn(
-        args.data,
-        args.out,
-        model=args.model,
-        method=args.method,
-        level=args.level,
-        preset=args.preset,
-        **_run_arguments(args),
-        **_training_arguments(args, (*names, *_method_flags(METHODS, method_arguments))),
-    )
+    names = (*_names(_UNLEARN_FLAGS, _UNLEARN_SWITCHES), *_method_flags(METHODS, method_arguments))
+    with _flags_named(_UNLEARN_FLAGS, _UNLEARN_SWITCHES):
+        scores = unlearn(
+            args.data,
+            args.out,
+            model=args.model,
+            method=args.method,
+            level=args.level,
+            preset=args.preset,
+            **_run_arguments(args),
+            **_training_arguments(args, names),
+        )
     _print_scores(args.out, scores)
     return 0
 

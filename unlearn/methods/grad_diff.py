@@ -47,7 +47,7 @@ class GradDiff(GradientMethod):
     forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")
     retain_weight: float = argument(1.0, "weight of the loss on retain rows", "paper A.1")
     reduction: Literal["token_mean", "row_sum"] = argument(
-        "token_mean", "mean over answer tokens, or over rows of their sum in each", "open-unlearning"
+        "token_mean", "token_mean over answer tokens, or row_sum: mean over rows of their sum", "open-unlearning"
     )
 
     def __post_init__(self):

@@ -51,7 +51,7 @@ class KLMin(GradientMethod):
     kl_weight: float = argument(1.0, "weight of the divergence from the original model on retain rows", "paper A.1")
     retain_weight: float = argument(0.0, "weight of the loss on retain rows; 0 is the paper's form", "paper A.1")
     kl_reduction: Literal["token_mean", "row_sum"] = argument(
-        "token_mean", "divergence as a mean over answer tokens, or over rows of its sum in each", "paper A.1"
+        "token_mean", "divergence as token_mean over answers, or row_sum: mean over rows of its sum", "paper A.1"
     )
 
     def __post_init__(self):
