@@ -361,5 +361,5 @@ def resolve(
         )
     instance = get_method(method)(**{name: value for name, value in values.items() if name in of_method})
     if not instance.uses_gradients and (unused := [n for n in chosen if n not in of_method and n != "seed"]):
-        raise UserError(f"{method} does not train; it has no use for {', '.join(unused)}")
+        raise UserError(f"{unused[0]}: {method} does not train; leave out {', '.join(unused)}")
     return instance, {name: value for name, value in values.items() if name not in of_method}
