@@ -14,8 +14,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from unlearn.answers import answer_logits
 from unlearn.config import FineTuneConfig, UnlearnConfig
+from unlearn.grouping import split_by_kind
 from unlearn.methods import EditingMethod, make_method
-from unlearn.packing import IGNORED, PackedCollator, split_by_kind
+from unlearn.packing import IGNORED, PackedCollator
 from unlearn.reference import reference_log_probs
 from unlearn.trainer import FineTuneTrainer, UnlearnTrainer
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin, Qwen2_5_VLConfig
 
+from unlearn.grouping import GROUPED_FEATURES
 from unlearn.models import TinyConfig, tiny_model
-from unlearn.packing import GROUPED_FEATURES
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -180,7 +180,7 @@ def _row(name: str, number: int, forget: bool, rng: random.Random) -> dict[str, 
 
 def make_examples(images: int, questions: int, image_size: int, *, seed: int = 0) -> datasets.Dataset:
     """
-    Images of noise with rows, as [`~unlearn.packing.group_by_image`] gathers them.
+    Images of noise with rows, as [`~unlearn.grouping.group_by_image`] gathers them.
 
     Args:
         images (`int`):

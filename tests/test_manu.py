@@ -16,12 +16,13 @@ from stand_in import SMALL, make_model, make_rows
 
 from medforget_dataset import UserError
 from unlearn.answers import answer_logits
+from unlearn.grouping import group_by_image
 from unlearn.methods import make_method
 from unlearn.methods._manu_released import MATRICES, row_sample
 from unlearn.methods._manu_statistics import gated_mlps
 from unlearn.methods.manu import EPSILON, channel_statistics
 from unlearn.models import tiny_model
-from unlearn.packing import RowCollator, group_by_image
+from unlearn.packing import RowCollator
 
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")

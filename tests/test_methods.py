@@ -9,8 +9,9 @@ import unlearn.methods
 from medforget_dataset import UserError
 from unlearn.answers import answer_logits
 from unlearn.config import UnlearnConfig, resolve
+from unlearn.grouping import group_by_image
 from unlearn.methods import METHODS, AnswerBatch, GradientMethod, get_method, get_preset, make_method, method_arguments
-from unlearn.packing import PackedCollator, RowCollator, group_by_image
+from unlearn.packing import PackedCollator, RowCollator
 
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from medforget_dataset import TASKS, UserError
 from unlearn.answers import answer_logits, evaluate_exact_match, model_inputs, score_dataset, score_rows
-from unlearn.packing import PackedCollator, RowCollator, group_by_image, image_key, patient_key
+from unlearn.grouping import group_by_image, image_key, patient_key
+from unlearn.packing import PackedCollator, RowCollator
 
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")

@@ -17,7 +17,7 @@ from medforget_dataset.errors import UserError
 from unlearn.callbacks import COMPLETE
 from unlearn.checkpoints import load_checkpoint, save_checkpoint
 from unlearn.config import FineTuneConfig, UnlearnConfig
-from unlearn.packing import group_by_image
+from unlearn.grouping import group_by_image
 from unlearn.trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 from unlearn.training import run_trainer
 from unlearn.training_folder import TrainingFolder

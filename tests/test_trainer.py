@@ -13,8 +13,9 @@ from unlearn.answers import answer_logits, score_dataset, token_log_probs
 from unlearn.batches import MixedBatches
 from unlearn.checkpoints import save_checkpoint
 from unlearn.config import FineTuneConfig, UnlearnConfig
+from unlearn.grouping import group_by_image
 from unlearn.methods import METHODS, GradientMethod
-from unlearn.packing import PackedCollator, group_by_image
+from unlearn.packing import PackedCollator
 from unlearn.trainer import FineTuneTrainer, UnlearnTrainer
 
 

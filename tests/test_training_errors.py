@@ -16,8 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2VLConfig, ViTConfig
 from medforget_dataset import FEATURES
 from unlearn.checkpoints import load_checkpoint, save_checkpoint
 from unlearn.cli import main
+from unlearn.grouping import image_key
 from unlearn.models import tiny_model
-from unlearn.packing import image_key
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

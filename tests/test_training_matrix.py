@@ -12,8 +12,8 @@ import torch
 from stand_in import make_model, make_rows
 
 from unlearn.config import UnlearnConfig
+from unlearn.grouping import group_by_image
 from unlearn.methods import METHODS, GradientMethod
-from unlearn.packing import group_by_image
 from unlearn.trainer import UnlearnTrainer
 
 

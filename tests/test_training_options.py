@@ -14,8 +14,9 @@ from unlearn.answers import answer_log_probs, answer_logits, token_log_probs
 from unlearn.batches import ImageBatches, MixedBatches, RehearsalBatches, SequentialBatches
 from unlearn.config import FineTuneConfig, UnlearnConfig
 from unlearn.gated_mlp import lean_mlps
+from unlearn.grouping import group_by_image, split_by_kind
 from unlearn.lora import LANGUAGE_LINEAR, make_lora_config
-from unlearn.packing import PackedCollator, RowCollator, group_by_image, packed_attention_mask, split_by_kind
+from unlearn.packing import PackedCollator, RowCollator, packed_attention_mask
 from unlearn.trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 
 

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from unlearn.config import FineTuneConfig, UnlearnConfig
+from unlearn.grouping import group_by_image
 from unlearn.methods import METHODS, GradientMethod
-from unlearn.packing import group_by_image
 from unlearn.trainer import FineTuneTrainer, UnlearnTrainer
 
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset.errors import UserError
 
-from .packing import IGNORED, PackedCollator, packed_attention_mask, patient_key
+from .grouping import patient_key
+from .packing import IGNORED, PackedCollator, packed_attention_mask
 
 
 # Columns of a batch that losses read and the model does not take.
@@ -158,7 +159,7 @@ def score_dataset(
         processor ([`~transformers.ProcessorMixin`]):
             Its processor.
         grouped ([`~datasets.Dataset`]):
-            Examples of [`~unlearn.packing.group_by_image`].
+            Examples of [`~unlearn.grouping.group_by_image`].
         wrong_image (`bool`, *optional*, defaults to `False`):
             Show each study the image of another patient: what is still answered was not read from the image.
         batch_size (`int`, *optional*, defaults to `8`):

@@ -23,7 +23,7 @@ from .answers import evaluate_exact_match
 from .batches import RehearsalBatches
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import FineTuneConfig, make_config
-from .packing import group_by_image
+from .grouping import group_by_image
 from .preconditions import (
     OWNED,
     check_adapter,

@@ -21,8 +21,8 @@ from medforget_dataset.writer import parquet_path
 
 from .checkpoints import check_checkpoint, read_config
 from .config import FineTuneConfig, UnlearnConfig
+from .grouping import patient_key
 from .lora import make_lora_config
-from .packing import patient_key
 
 
 _PACKING = "our collators pack; --no-packing turns it off"
@@ -271,7 +271,7 @@ def check_two_patients(folder: str | Path, config: str, grouped: datasets.Datase
     Args:
         folder (`str` or `Path`): Dataset folder or Hub id, for the message.
         config (`str`): Name of the configuration, for the message.
-        grouped ([`~datasets.Dataset`]): Examples of [`~unlearn.packing.group_by_image`].
+        grouped ([`~datasets.Dataset`]): Examples of [`~unlearn.grouping.group_by_image`].
 
     Raises:
         UserError: All images are of one patient.

@@ -15,8 +15,9 @@ from medforget_dataset.loading import find_data
 from .answers import evaluate_exact_match
 from .checkpoints import check_output, save_checkpoint
 from .config import FineTuneConfig, make_config
+from .grouping import group_by_image
 from .models import tiny_model
-from .packing import PackedCollator, group_by_image
+from .packing import PackedCollator
 from .presets import TinyPreset, get_tiny_preset
 from .trainer import FineTuneTrainer
 

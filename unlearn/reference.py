@@ -35,7 +35,7 @@ def reference_log_probs(
         collator ([`~unlearn.packing.RowCollator`]):
             The collator of training.
         grouped ([`~datasets.Dataset`]):
-            Examples of [`~unlearn.packing.group_by_image`].
+            Examples of [`~unlearn.grouping.group_by_image`].
         method ([`~unlearn.methods.GradientMethod`]):
             Method that needs them.
         accelerator ([`~accelerate.Accelerator`]):

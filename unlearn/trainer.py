@@ -28,10 +28,11 @@ from .callbacks import CompleteCheckpoints, EpochCallback, RowsPerSecond
 from .checkpoints import load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .gated_mlp import lean_mlps
+from .grouping import split_by_kind
 from .lora import make_lora_config
 from .methods import INITIAL, AnswerBatch
 from .methods._base import count_answers
-from .packing import IGNORED, PackedCollator, RowCollator, split_by_kind
+from .packing import IGNORED, PackedCollator, RowCollator
 from .reference import reference_log_probs
 from .vision_cache import VisionCache
 
@@ -52,7 +53,7 @@ class FineTuneTrainer(SFTTrainer):
         args ([`~unlearn.config.FineTuneConfig`]):
             Training arguments.
         train_dataset ([`~datasets.Dataset`]):
-            Examples of [`~unlearn.packing.group_by_image`].
+            Examples of [`~unlearn.grouping.group_by_image`].
         processing_class ([`~transformers.ProcessorMixin`]):
             The model's processor.
         data_collator ([`~unlearn.packing.RowCollator`], *optional*):
@@ -242,7 +243,7 @@ class UnlearnTrainer(FineTuneTrainer):
         args ([`~unlearn.config.UnlearnConfig`]):
             Training arguments, the method among them.
         train_dataset ([`~datasets.Dataset`]):
-            Examples of [`~unlearn.packing.group_by_image`], with rows to forget.
+            Examples of [`~unlearn.grouping.group_by_image`], with rows to forget.
         processing_class ([`~transformers.ProcessorMixin`]):
             The model's processor.
         data_collator ([`~unlearn.packing.RowCollator`], *optional*):

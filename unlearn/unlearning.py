@@ -22,8 +22,9 @@ from medforget_dataset.loading import find_data
 from .answers import score_dataset
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
+from .grouping import group_by_image
 from .methods import INITIAL, EditingMethod, GradientMethod
-from .packing import PackedCollator, group_by_image
+from .packing import PackedCollator
 from .preconditions import (
     OWNED,
     OWNED_BY_UNLEARNING,
@@ -217,7 +218,7 @@ def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.D
             Level that is forgotten.
 
     Returns:
-        `tuple[datasets.Dataset, bool]`: Examples of [`~unlearn.packing.group_by_image`], and whether the rows are
+        `tuple[datasets.Dataset, bool]`: Examples of [`~unlearn.grouping.group_by_image`], and whether the rows are
         under a data use agreement.
 
     Raises:

@@ -195,7 +195,7 @@ class EditingMethod(Method):
             processor ([`~transformers.ProcessorMixin`]):
                 Its processor.
             grouped ([`~datasets.Dataset`]):
-                Examples of [`~unlearn.packing.group_by_image`], with rows to forget and rows to retain.
+                Examples of [`~unlearn.grouping.group_by_image`], with rows to forget and rows to retain.
 
         Returns:
             `dict[str, Any]`: What was changed: small facts, and by module name lists of `channels` and their `scores`.

@@ -57,7 +57,7 @@ def zero_units(
         processor ([`~transformers.ProcessorMixin`]):
             Its processor.
         grouped ([`~datasets.Dataset`]):
-            Examples of [`~unlearn.packing.group_by_image`].
+            Examples of [`~unlearn.grouping.group_by_image`].
         alpha (`float`):
             Per cent of the output units of the matrices of the last three layers, of each tower.
 

@@ -140,7 +140,7 @@ class Recorder:
             processor ([`~transformers.ProcessorMixin`]):
                 Its processor.
             grouped ([`~datasets.Dataset`]):
-                Examples of [`~unlearn.packing.group_by_image`].
+                Examples of [`~unlearn.grouping.group_by_image`].
             forward (`Callable`):
                 Given a packed batch of one image on the model's device, and whether it holds the image, runs the
                 watched modules.

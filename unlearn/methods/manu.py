@@ -157,7 +157,7 @@ def channel_statistics(
         processor ([`~transformers.ProcessorMixin`]):
             Its processor.
         grouped ([`~datasets.Dataset`]):
-            Examples of [`~unlearn.packing.group_by_image`].
+            Examples of [`~unlearn.grouping.group_by_image`].
         threshold (`float`):
             Size from which an activation counts as one.
 
