@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from unlearn.methods import METHODS, GradientMethod
 
@@ -74,3 +75,62 @@ def test_a_sharded_step_is_a_whole_one(method, results):
     for run in two:
         assert run["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert_same_weights(run["weights"], one["weights"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "finetune --config patient_retain --images-per-step 2",
+        "unlearn --method npo --level patient",
+    ],
+    ids=lambda command: command.split()[0],
+)
+def test_the_commands_train_on_two_processes_as_on_one(command, data_dir, tiny_checkpoint, tmp_path):
+    """By our configuration for DDP, with two processes; where there is no GPU, on the CPU."""
+    ours = PROGRAM.parents[1] / "unlearn" / "accelerate_configs" / "ddp.yaml"
+    config = tmp_path / "ddp.yaml"
+    config.write_text(ours.read_text().replace("num_processes: 8", "num_processes: 2").replace("bf16", "'no'"))
+    common = [*command.split(), "--max-steps", "4", "--learning-rate", "0.1", "--set", "optim=sgd"]
+    common += ["--data", str(data_dir), "--model", str(tiny_checkpoint)]
+    weights = {}
+    for name, argv in (("two", ["--accelerate-config", str(config)]), ("one", ["--accumulation", "2"])):
+        out = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, "-m", "unlearn.cli", *common, *argv, "--out", str(out)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("rows answered exactly") == 1
+        assert "parallel_mode != ParallelMode.DISTRIBUTED" not in done.stderr
+        weights[name] = load_file(out / "model.safetensors")
+    before = load_file(tiny_checkpoint / "model.safetensors")
+    assert any(not torch.equal(value, before[name]) for name, value in weights["one"].items())
+    assert_same_weights(weights["two"], weights["one"])
+
+
+def test_the_tiny_model_is_not_made_on_several_processes(data_dir, tmp_path):
+    """Its pre-training would wait for ever for the other processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unlearn.cli"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            *launch,
+            "finetune",
+            "--preset",
+            "tiny",
+            "--data",
+            str(data_dir),
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode
+    assert "--preset tiny: the tiny model is made on one process; give --model" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,8 @@ import pytest
 
 from medforget_dataset import LEVELS, TASKS
 from medforget_dataset.errors import UserError
+from unlearn.cli import main
+from unlearn.stages import Run
 from unlearn.sweep import add_arguments, run_command
 from unlearn.sweep_grid import read_grid
 from unlearn.sweep_table import Outcome, selectivity, write_tables
@@ -68,6 +70,14 @@ def test_a_cell_that_fails_does_not_end_the_sweep(finished):
     assert "nothing" in rows[1]["reason"]
     assert not rows[0]["reason"]
     assert "3 cells: 2 done, 1 failed" in (out / "results.md").read_text()
+
+
+def test_a_sweep_is_not_a_run_and_names_its_own_results(finished, capsys):
+    _, out, _ = finished
+    assert main(["report", str(out)]) == 2
+    assert capsys.readouterr().err == f"medforget report: {out}: is a sweep; its results are in {out}/results.md\n"
+    with pytest.raises(UserError, match="cannot share a folder"):
+        Run(out, {"plan": {}})
 
 
 def test_results_say_what_was_run_and_what_it_scored(finished):

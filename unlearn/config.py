@@ -14,6 +14,7 @@ from medforget_dataset.hierarchy import LEVELS
 
 from .lora import LANGUAGE_LINEAR
 from .methods import INITIAL, GradientMethod, Method, get_method, get_preset, make_method, method_arguments
+from .processes import is_on_cpu
 
 
 Config = TypeVar("Config", bound=SFTConfig)
@@ -314,7 +315,7 @@ def make_config(config_class: type[Config], **arguments: Any) -> Config:
     for unknown in arguments.keys() - known:
         raise UserError(f"{unknown} is not a training argument; see the fields of TRL's SFTConfig")
     try:
-        return config_class(**arguments)
+        return config_class(**{"use_cpu": is_on_cpu(), **arguments})
     except UserError:
         raise
     except (TypeError, ValueError, ImportError) as error:

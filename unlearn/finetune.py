@@ -38,13 +38,13 @@ from .preconditions import (
 )
 from .presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset, check_finetune_preset, get_model_preset
 from .pretrain import pretrain
+from .processes import is_main_process, processes
 from .trainer import FineTuneTrainer
 from .training import (
     RESUMABLE,
     Output,
     fingerprint,
     in_batches_that_fit,
-    is_main_process,
     run_trainer,
     telling_out_of_memory,
     what_matters,
@@ -112,6 +112,10 @@ def finetune(
     sizes = get_model_preset(model_preset) if model_preset else None
     if model is None and sizes is None and preset not in TINY_PRESETS:
         raise UserError("nothing to train: give --model CHECKPOINT, or --preset tiny for the embedded model")
+    if model is None and sizes is None and processes().num_processes > 1:
+        raise UserError(
+            f"--preset {preset}: the tiny model is made on one process; give --model, or start one process"
+        )
     recipe = TINY_PRESETS.get(preset or "", TinyPreset())
     source = model or (sizes.model if sizes else None)
     named = (sizes.arguments if sizes else {}) | (FINETUNE_PRESETS[preset] if preset else {})
@@ -160,7 +164,7 @@ def finetune(
         seed = int(arguments["seed"])
         if source is None:
             source = in_progress.path / "base"
-            if is_main_process() and not source.is_dir():
+            if not source.is_dir():
                 logger.info("pre-training the tiny model on general_med")
                 pretrain(folder, source, preset=str(preset), seed=seed, quiet=quiet)
         args = make_config(

@@ -226,6 +226,9 @@ def write_run_report(folder: Path) -> Path:
     """Write `report.md`, `report.json` and the plots of a run from its evaluations.
 
     Raises:
-        UserError: The folder is not a run, or was written by another version.
+        UserError: The folder is not a run, is a sweep, or was written by another version.
     """
-    return write_report(folder, read_run(folder), stage_seconds(folder))
+    settings = read_run(folder)
+    if "sweep" in settings:
+        raise UserError(f"{folder}: is a sweep; its results are in {folder / 'results.md'}")
+    return write_report(folder, settings, stage_seconds(folder))

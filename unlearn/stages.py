@@ -59,7 +59,8 @@ class Run:
         self.folder = folder
         self.settings = settings
         if (folder / RUN_FILE).is_file():
-            read_run(folder)
+            if ("sweep" in read_run(folder)) != ("sweep" in settings):
+                raise UserError(f"{folder}: a run and a sweep cannot share a folder; choose another")
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists and is not a run (no {RUN_FILE}); choose another --name")
         folder.mkdir(parents=True, exist_ok=True)

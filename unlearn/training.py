@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -24,6 +23,7 @@ from medforget_dataset.errors import UserError
 from .callbacks import Selectivity, measurements
 from .checkpoints import check_output, load_trained, read_info
 from .config import FineTuneConfig, UnlearnConfig
+from .processes import is_main_process, processes
 from .trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 from .training_folder import TrainingFolder
 
@@ -112,7 +112,7 @@ class Output:
                 "--out, or add --overwrite"
             )
         self.is_done = resume and not overwrite and before.get("run") == self.digest
-        if self.is_done and PartialState().is_main_process:
+        if self.is_done and is_main_process():
             self.training.remove()  # which a run that was killed at its very end leaves
 
     @contextmanager
@@ -121,7 +121,7 @@ class Output:
         The folder of the run in progress, made or taken up by the main process. Of a run that fails before its first
         checkpoint nothing stays; the error of one that fails later says how to go on.
         """
-        state = PartialState()
+        state = processes()
         if state.is_main_process:
             self.training.open(self.plan, resume=self.resume, overwrite=self.overwrite)
         state.wait_for_everyone()
@@ -147,16 +147,11 @@ class Output:
     @contextmanager
     def writing(self) -> Iterator[bool]:
         """Whether this process is the one to write the checkpoint; after it, the run is no longer in progress."""
-        state = PartialState()
+        state = processes()
         yield state.is_main_process
         state.wait_for_everyone()
         if state.is_main_process:
             self.training.remove()
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes."""
-    return PartialState().is_main_process
 
 
 def what_matters(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -39,6 +38,7 @@ from .preconditions import (
     load_rows,
 )
 from .presets import TINY_PRESETS, TinyPreset, get_model_preset
+from .processes import is_main_process, processes
 from .trainer import UnlearnTrainer
 from .training import (
     RESUMABLE,
@@ -46,7 +46,6 @@ from .training import (
     Trained,
     fingerprint,
     in_batches_that_fit,
-    is_main_process,
     run_trainer,
     telling_out_of_memory,
     what_matters,
@@ -159,7 +158,7 @@ def unlearn(
         if isinstance(instance, EditingMethod):
             base, processor = load_checkpoint(model, max_pixels=max_pixels)
             PackedCollator(processor, cache_bytes=0).check(grouped, quiet=quiet or not is_main_process())
-            base.to(PartialState().device)
+            base.to(processes().device)
             edited = instance.edit(base, processor, grouped)
             files[ZEROED_CHANNELS] = {name: edited.pop(name) for name in ("channels", "scores")}
             info["edit"], trained = edited, Trained(base, [])

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from medforget_dataset.errors import UserError
 
 from ..packing import PackedCollator
+from ..processes import processes
 
 
 Part = Literal["language", "vision"]
@@ -153,7 +154,7 @@ class Recorder:
         images = [i for i, rows in enumerate(rows_by_image(grouped)) if chosen is None or chosen & rows.keys()]
         # The second pass wants other pixels, and no image comes again: keeping them would only take memory.
         collators = [PackedCollator(processor, with_image=with_image, cache_bytes=0) for with_image in (True, False)]
-        state = PartialState()
+        state = processes()
         share = images[state.process_index :: state.num_processes]
         was_training = model.training
         model.eval()

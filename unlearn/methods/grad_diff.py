@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from ._base import REDUCTIONS, AnswerBatch, GradientMethod, argument
-from ._peers import MLLMU_BENCH, OPEN_UNLEARNING
+from ._shared_presets import MLLMU_BENCH, OPEN_UNLEARNING, TINY_KEEP_BEST
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GradDiff(GradientMethod):
         "open-unlearning": {"forget_weight": 1.0, "retain_weight": 1.0, **OPEN_UNLEARNING},
         "mllmu-bench": {"forget_weight": 1.0, "retain_weight": 1.0, **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "learning_rate": 3e-4, "max_steps": 160},
-        "tiny-robust": {"forget_weight": 0.12, "learning_rate": 1e-3, "max_steps": 160},
+        "tiny-robust": {"forget_weight": 0.16, "learning_rate": 1e-3, "num_train_epochs": 22, **TINY_KEEP_BEST},
     }
 
     forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ._base import REDUCTIONS, AnswerBatch, GradientMethod, argument
-from ._peers import MLLMU_BENCH, OPEN_UNLEARNING
+from ._shared_presets import MLLMU_BENCH, OPEN_UNLEARNING, TINY_KEEP_BEST
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ class KLMin(GradientMethod):
         "open-unlearning": {"forget_weight": 1.0, "kl_weight": 1.0, **OPEN_UNLEARNING},
         "mllmu-bench": {"retain_weight": 1.0, "kl_reduction": "row_sum", **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "kl_weight": 2.0, "learning_rate": 3e-4, "max_steps": 160},
-        "tiny-robust": {"forget_weight": 0.3, "kl_weight": 2.0, "learning_rate": 1e-3, "max_steps": 120},
+        "tiny-robust": {
+            "forget_weight": 0.42,
+            "kl_weight": 2.0,
+            "learning_rate": 1e-3,
+            "num_train_epochs": 17,
+            **TINY_KEEP_BEST,
+        },
     }
 
     forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")

@@ -1,4 +1,7 @@
-"""Training arguments of projects whose methods we offer, in images where they count rows: an image has about 15."""
+"""Training arguments that presets of several methods share.
+
+Those of the peers are in images where the peers count rows: an image has about 15.
+"""
 
 from typing import Any
 
@@ -30,3 +33,6 @@ MLLMU_BENCH: dict[str, Any] = {
     "lora_dropout": 0.05,
 }
 """MLLMU-Bench, `baselines/` and its README; MMUnlearner's follow it with a learning rate of 1e-5."""
+
+TINY_KEEP_BEST: dict[str, Any] = {"keep_best": True, "selectivity_steps": 0.04, "selectivity_images": 16}
+"""For methods that maximise a loss without bound: on the tiny model, retention comes and goes as they go on."""
