@@ -8,8 +8,9 @@ Sources. Of the first, copies of the loops are in MMUnlearner as well, where the
 - MMUnlearner, https://github.com/Z1zs/MMUnlearner: `baselines/MLLMU_KL_Min.py`, `baselines/MLLMU_NPO.py`.
 - MANU, https://github.com/franciscoliu/MANU: `prune/prune_utility.py`.
 
-All of them have one padded row a question, four rows a batch, labels on every token but padding, and the model's own
-loss over the logits of all positions. Each loop is a generator that yields after every step, so that steps can be
+All of them have one padded row a question, four rows a batch, and the model's own loss over the logits of all
+positions. MLLMU-Bench labels every token but padding, and so do we for the authors' code, whose collator is not
+released. Each loop is a generator that yields after every step, so that steps can be
 timed from outside. Two things are better here than there: rows are tokenised and images processed only once, as our
 own collator does, and AdamW is the one of PyTorch.
 """

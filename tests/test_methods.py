@@ -194,16 +194,27 @@ def mean_cross_entropy(rows, forget):
     return sum(losses) / len(losses)
 
 
-def paper_grad_diff(rows, reference_rows, forget_weight, retain_weight):
-    return -forget_weight * mean_cross_entropy(rows, True) + retain_weight * mean_cross_entropy(rows, False)
+def sums_in_rows(rows, forget):
+    """Mean over rows of the cross-entropy summed over a row's tokens."""
+    sums = [-sum(float(dist[i, token]) for i, token in enumerate(y)) for flag, dist, y in rows if flag == forget]
+    return sum(sums) / len(sums)
 
 
-def paper_kl_min(rows, reference_rows, forget_weight, kl_weight):
-    divergences = []
-    for (forget, current, _), (_, original, _) in zip(rows, reference_rows, strict=True):
-        if not forget:
-            divergences += (original.exp() * (original - current)).sum(-1).tolist()
-    return -forget_weight * mean_cross_entropy(rows, True) + kl_weight * sum(divergences) / len(divergences)
+def paper_grad_diff(rows, reference_rows, forget_weight, retain_weight, reduction="token_mean"):
+    cross_entropy = sums_in_rows if reduction == "row_sum" else mean_cross_entropy
+    return -forget_weight * cross_entropy(rows, True) + retain_weight * cross_entropy(rows, False)
+
+
+def paper_kl_min(rows, reference_rows, forget_weight, kl_weight, retain_weight=0.0, kl_reduction="token_mean"):
+    of_rows = [
+        (original.exp() * (original - current)).sum(-1).tolist()
+        for (forget, current, _), (_, original, _) in zip(rows, reference_rows, strict=True)
+        if not forget
+    ]
+    count = len(of_rows) if kl_reduction == "row_sum" else sum(len(row) for row in of_rows)
+    divergence = sum(sum(row) for row in of_rows) / count
+    losses = -forget_weight * mean_cross_entropy(rows, True) + retain_weight * mean_cross_entropy(rows, False)
+    return losses + kl_weight * divergence
 
 
 def paper_npo(rows, reference_rows, beta, retain_weight, log_ratio, reference="initial"):
@@ -223,6 +234,12 @@ def paper_npo(rows, reference_rows, beta, retain_weight, log_ratio, reference="i
         ("grad_diff", {"forget_weight": 0.2, "retain_weight": 3.0}, paper_grad_diff),
         ("kl_min", {"forget_weight": 1.0, "kl_weight": 1.0}, paper_kl_min),
         ("kl_min", {"forget_weight": 0.2, "kl_weight": 2.0}, paper_kl_min),
+        ("grad_diff", {"forget_weight": 0.2, "retain_weight": 3.0, "reduction": "row_sum"}, paper_grad_diff),
+        (
+            "kl_min",
+            {"forget_weight": 0.2, "kl_weight": 2.0, "retain_weight": 1.0, "kl_reduction": "row_sum"},
+            paper_kl_min,
+        ),
         ("npo", {"beta": 0.9, "retain_weight": 0.0, "log_ratio": "sum", "reference": "path"}, paper_npo),
         ("npo", {"beta": 0.1, "retain_weight": 1.0, "log_ratio": "sum"}, paper_npo),
         ("npo", {"beta": 0.5, "retain_weight": 2.0, "log_ratio": "mean"}, paper_npo),

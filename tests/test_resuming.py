@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stand_in import make_model, make_rows
+from transformers import TrainerState
 
 from medforget_dataset.errors import UserError
 from unlearn.callbacks import COMPLETE
@@ -189,6 +190,45 @@ def test_training_stops_when_too_little_is_retained(tmp_path, taught, grouped):
     assert all(line["retain_exact"] < 0.9 for line in measured[-2:])
     (kept,) = [line for line in measured if line["step"] == trained.kept_step]
     assert kept["retain_exact"] >= 0.9
+
+
+def test_a_run_killed_after_its_last_step_does_no_step_more(tmp_path, taught, grouped):
+    """The last step is in the middle of an epoch, and one at which a checkpoint is due."""
+    arguments = {"method": "npo", "learning_rate": 1e-3, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    whole, _ = run(tmp_path, taught, grouped, **arguments)
+    folder = TrainingFolder(tmp_path / "out")
+    model, processor = load_checkpoint(taught)
+    given = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "forget_per_step": 1, "retain_per_step": 2}
+    config = UnlearnConfig(output_dir=str(folder.path), **given, **arguments)
+    again = run_trainer(UnlearnTrainer(model, config, grouped, processor), folder)
+    assert again.steps == whole.steps == 4
+    assert_same(again.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_run_that_stopped_by_itself_stops_again_when_it_goes_on(tmp_path, taught, grouped):
+    """The step at which it stops is one at which it would have written a checkpoint."""
+    arguments = {"method": "grad_diff", "learning_rate": 0.01, "max_steps": 30, "save_strategy": "steps"}
+    arguments |= {"save_steps": 1, "retain_floor": 0.9, "keep_best": True}
+    stopped, _ = run(tmp_path, taught, grouped, **arguments)
+    folder = TrainingFolder(tmp_path / "out")
+    last = folder.last_checkpoint().name
+    assert last == f"checkpoint-{stopped.steps - 1}"
+    model, processor = load_checkpoint(taught)
+    given = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "forget_per_step": 1, "retain_per_step": 2}
+    config = UnlearnConfig(output_dir=str(folder.path), selectivity_steps=1, **given, **arguments)
+    again = run_trainer(UnlearnTrainer(model, config, grouped, processor), folder)
+    assert (again.steps, again.kept_step, again.stopped) == (stopped.steps, stopped.kept_step, stopped.stopped)
+    assert_same(again.model.state_dict(), stopped.model.state_dict())
+
+
+def test_the_best_that_the_last_checkpoint_knows_is_not_removed(tmp_path, taught, grouped):
+    """Three new bests after the only checkpoint: a run that goes on from it may come to none of them again."""
+    ascent = {"method": "grad_diff", "method_args": {"retain_weight": 0.0}, "max_steps": 16, "retain_per_step": 0}
+    run(tmp_path, taught, grouped, keep_best=True, learning_rate=1e-3, save_strategy="steps", save_steps=3, **ascent)
+    folder = TrainingFolder(tmp_path / "out")
+    state = TrainerState.load_from_json(str(folder.last_checkpoint() / "trainer_state.json"))
+    best = max((line for line in state.log_history if "selectivity" in line), key=lambda line: line["selectivity"])
+    assert (folder.path / f"best-{best['step']}").is_dir()
 
 
 def test_what_diverges_ends_with_the_best_if_that_is_kept(tmp_path, taught, grouped):

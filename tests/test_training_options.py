@@ -337,12 +337,36 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, rows, grouped):
         finetuned(tmp_path, rows, grouped, learning_rate=1e30, optim="sgd", max_grad_norm=0.0, max_steps=4)
 
 
-def test_collapse_is_named(tmp_path, rows, grouped):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"logging_steps": 1, "max_steps": 20},
+        # After the only other line of the log.
+        {"logging_steps": 1000, "max_steps": 20},
+        # Its first loss on retain rows comes after an epoch of forgetting.
+        {"logging_steps": 1, "num_train_epochs": 6, "schedule": "sequential"},
+    ],
+    ids=["every-step", "last-step", "sequential"],
+)
+def test_collapse_is_named(arguments, tmp_path, rows, grouped):
     """A model that knew its rows, and after a few large steps is worse at them than a guess."""
     model, processor = make_model(rows)
-    given = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "logging_steps": 1}
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True}
     learned = FineTuneConfig(**given, learning_rate=1e-2, max_steps=60, per_device_train_batch_size=6)
     FineTuneTrainer(model, learned, grouped, processor).train()
-    config = UnlearnConfig(**given, method="grad_diff", learning_rate=0.3, max_steps=20, warmup_steps=0)
+    config = UnlearnConfig(**given, **arguments, method="grad_diff", learning_rate=0.3, warmup_steps=0)
     with pytest.raises(TrainingDiverged, match=r"step \d+: the model has collapsed: .* nats a token, a blind guess 6"):
         UnlearnTrainer(model, config, grouped, processor).train()
+
+
+def test_a_frozen_vision_tower_is_not_passed_backward(tmp_path, rows, grouped):
+    """Activation checkpointing makes its inputs require gradients."""
+    model, processor = make_model(rows)
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
+    config = FineTuneConfig(**given, use_peft=True, activation_checkpointing=True, per_device_train_batch_size=2)
+    trainer = FineTuneTrainer(model, config, grouped, processor)
+    tower = trainer.accelerator.unwrap_model(trainer.model).get_base_model().model.visual
+    needs_gradient = []
+    tower.register_forward_hook(lambda _, inputs, output: needs_gradient.append(output.pooler_output.requires_grad))
+    trainer.train()
+    assert needs_gradient and not any(needs_gradient)

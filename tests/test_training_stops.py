@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from training_calls import assert_one_line, assert_refused, caller, make_inputs
 
+from unlearn.memory import in_batches_that_fit
 from unlearn.trainer import FineTuneTrainer
-from unlearn.training import in_batches_that_fit
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

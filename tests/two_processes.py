@@ -71,13 +71,13 @@ def train(kind: str, lora: bool, folder: Path) -> dict:
     return {"log": losses, "weights": weights, "images": seen, "world": trainer.accelerator.num_processes}
 
 
-def shard(kind: str) -> dict:
+def shard(kind: str, folder: Path) -> dict:
     """One step of plain gradient descent of a method on a model sharded by FSDP2; on one process, not sharded."""
     rows, grouped = data()
     model, processor = make_model(rows)
     state = PartialState()
     config = UnlearnConfig(
-        output_dir="unused", use_cpu=True, method=kind, method_args=METHOD_OPTIONS.get(kind), forget_per_step=1,
+        output_dir=str(folder), use_cpu=True, method=kind, method_args=METHOD_OPTIONS.get(kind), forget_per_step=1,
         retain_per_step=1, gradient_accumulation_steps=2 // state.num_processes, precompute_ref_log_probs=False,
         disable_tqdm=True,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
         for kind in ("finetune", *GRADIENT_METHODS)
         for lora in (False, True)
     }
-    results |= {f"{kind}-fsdp2": shard(kind) for kind in GRADIENT_METHODS}
+    results |= {f"{kind}-fsdp2": shard(kind, folder) for kind in GRADIENT_METHODS}
     torch.save(results, folder / f"{state.num_processes}-{state.process_index}.pt")
 
 

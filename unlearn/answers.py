@@ -132,12 +132,12 @@ class RowScores:
 def score_rows(model: nn.Module, batch: dict[str, torch.Tensor]) -> RowScores:
     """Score every row of a batch by teacher forcing. The arguments are those of [`answer_logits`]."""
     logits, targets, row_index = answer_logits(model, batch)
-    token_log_probs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]  # (N,)
+    log_probs = token_log_probs(logits, targets)  # (N,)
     wrong = (logits.argmax(-1) != targets).float()
-    zeros = token_log_probs.new_zeros(len(batch["forget"]))  # (R,)
+    zeros = log_probs.new_zeros(len(batch["forget"]))  # (R,)
     return RowScores(
         exact=zeros.index_add(0, row_index, wrong) == 0,
-        log_probs=zeros.index_add(0, row_index, token_log_probs),
+        log_probs=zeros.index_add(0, row_index, log_probs),
         tokens=zeros.index_add(0, row_index, torch.ones_like(wrong)).long(),
     )
 

@@ -13,9 +13,11 @@ import datasets
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from .answers import score_dataset
 from .batches import Batches
+from .memory import in_batches_that_fit
 from .packing import RowCollator
 
 
@@ -56,6 +58,19 @@ class RowsPerSecond(ProgressCallback):
         super().on_step_end(args, state, control, **kwargs)
 
 
+class LastStep(TrainerCallback):
+    """
+    Logs the last step, whatever `logging_steps`: what goes wrong after the line before it would go unseen.
+
+    Writes no checkpoint of it: transformers would go on from that with one more step, unless an epoch ends there.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_log = args.logging_strategy != IntervalStrategy.NO
+            control.should_save = False
+
+
 class CompleteCheckpoints(TrainerCallback):
     """Marks a checkpoint as complete once every process has written its part, then removes the ones before it."""
 
@@ -86,9 +101,6 @@ class Selectivity(TrainerCallback):
             Where the best weights are kept.
     """
 
-    KEPT = 2
-    """Best weights kept: of the two, a run that goes on from an earlier checkpoint may need the older."""
-
     def __init__(self, trainer: UnlearnTrainer, folder: Path):
         self.trainer, self.folder = trainer, folder
 
@@ -96,6 +108,11 @@ class Selectivity(TrainerCallback):
         every = args.selectivity_steps
         self.every = max(1, int(every) if every >= 1 else round(every * state.max_steps))
         self.sample = _sample(self.trainer.train_dataset, args.selectivity_images, args.seed)
+        self.on_save(args, state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        # A run that goes on from this checkpoint may come to nothing better.
+        self.needed = (self.best(args, state) or {}).get("step")
 
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if state.global_step % self.every and state.global_step != state.max_steps:
@@ -106,26 +123,30 @@ class Selectivity(TrainerCallback):
         control.should_log = should_log
         if (best := self.best(args, state)) and best["step"] == state.global_step:
             self.trainer.save_model(str(self.folder_of(self.folder, state.global_step)), _internal_call=True)
-            self._remove_older(state.global_step)
+            self._remove_worse(state.global_step)
         last = measurements(state)[-args.retain_patience :]
         if len(last) == args.retain_patience and not any(_is_above_floor(args, line) for line in last):
             control.should_training_stop = True
+            # A run that went on from here would not know that it had ended.
+            control.should_save = False
 
     def measure(self) -> dict[str, float]:
         """Shares of forget and retain rows answered exactly, and retain less forget."""
         exact: dict[bool, list[bool]] = {True: [], False: []}
         model: Any = self.trainer.model
         processor: Any = self.trainer.processing_class
-        for row in score_dataset(model, processor, self.sample):
+        rows = in_batches_that_fit(lambda images: score_dataset(model, processor, self.sample, batch_size=images))
+        for row in rows:
             exact[row["forget"]].append(row["exact"])
         forget, retain = (sum(exact[side]) / max(len(exact[side]), 1) for side in (True, False))
         return {"forget_exact": forget, "retain_exact": retain, "selectivity": retain - forget}
 
-    def _remove_older(self, step: int) -> None:
+    def _remove_worse(self, step: int) -> None:
         if self.trainer.accelerator.is_main_process:
-            steps = sorted(int(kept.name.rpartition("-")[2]) for kept in self.folder.glob("best-*"))
-            for older in [s for s in steps if s < step][: 1 - self.KEPT]:
-                shutil.rmtree(self.folder_of(self.folder, older))
+            steps = [int(kept.name.rpartition("-")[2]) for kept in self.folder.glob("best-*")]
+            for worse in steps:
+                if worse not in (step, self.needed):
+                    shutil.rmtree(self.folder_of(self.folder, worse))
 
     @staticmethod
     def folder_of(folder: Path, step: int) -> Path:

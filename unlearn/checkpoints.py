@@ -204,11 +204,13 @@ def _put_adapter(model: PreTrainedModel, path: str | os.PathLike) -> PeftModel:
         raise UserError(f"{path}: cannot load the adapter: {_first_line(error)}") from error
 
 
-def load_trained(path: Path) -> PreTrainedModel | PeftModel:
+def load_trained(
+    path: Path, *, dtype: torch.dtype | str = "auto", attn_implementation: str | dict[str, str] | None = None
+) -> PreTrainedModel | PeftModel:
     """What a trainer's `save_model` wrote: a model, or an adapter on the model it belongs to, not merged."""
     if not (path / ADAPTER_CONFIG).is_file():
-        return _load_model(str(path), "auto", None)
-    model, _ = load_checkpoint(_base_of(str(path)))
+        return _load_model(str(path), dtype, attn_implementation)
+    model, _ = load_checkpoint(_base_of(str(path)), dtype=dtype, attn_implementation=attn_implementation)
     return _put_adapter(model, path)
 
 

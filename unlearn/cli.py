@@ -1,4 +1,4 @@
-"""The command line: `medforget build | validate | push | pretrain | finetune | unlearn | sweep | run |
+"""The command line: `medforget build | validate | push | pretrain | finetune | unlearn | sweep | eval | run |
 report`."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
@@ -41,7 +42,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for failed checks or a full disk, 2 for a mistake in the call."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
+    # The arguments of `eval` are lm_eval's, `--help` among them.
+    passed_on = argv[1:] if argv[:1] == ["eval"] else None
+    args, unknown = _parser(argv[0] if argv else "").parse_known_args(argv if passed_on is None else ["eval"])
+    if passed_on is not None:
+        args.arguments = passed_on
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -52,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {unknown[0]}; {hint}")
         return args.run(args)
     except UserError as error:
-        say(f"medforget {args.command}: {error}")
+        if int(os.environ.get("RANK", "0")) == 0:  # several processes find the same mistake
+            say(f"medforget {args.command}: {error}")
         return 2
     except DatasetGenerationError as error:
         # `datasets` wraps what kept it from writing its cache.
@@ -134,6 +140,16 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of a run, such as runs/demo")
 
 
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from harness_tasks.cli import evaluate
+
+    return evaluate(args.arguments)
+
+
 def _report(args: argparse.Namespace) -> int:
     from .pipeline import write_run_report
 
@@ -147,6 +163,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "finetune": ("teach a model the benchmark", add_finetune),
     "unlearn": ("make a checkpoint forget a level", add_unlearn),
     "sweep": ("unlearn over a grid from a YAML file, one row each in a table", sweep.add_arguments),
+    "eval": ("score a checkpoint: lm_eval, with a faster model class and our tasks", _add_eval),
     "run": ("build, train, unlearn, evaluate, report", _add_run),
     "report": ("write the report of a run again", _add_report),
 }

@@ -79,8 +79,8 @@ class FineTuneConfig(SFTConfig):
             Steps of linear warm-up, or below 1 their share of all steps.
         adam_beta2 (`float`, *optional*, defaults to `0.98`):
             Second momentum of AdamW. Measured on the tiny model.
-        logging_steps (`float`, *optional*, defaults to `50`):
-            Steps between two lines of the log.
+        logging_steps (`float`, *optional*, defaults to `10`):
+            Steps between two lines of the log, or below 1 their share of all steps. TRL.
         save_strategy (`str`, *optional*, defaults to `"no"`):
             When to write intermediate checkpoints.
         report_to (`str`, *optional*, defaults to `"none"`):
@@ -118,7 +118,7 @@ class FineTuneConfig(SFTConfig):
     max_length: int | None = field(
         default=None, metadata={"help": "Longest packed sequence in tokens. Longer ones are refused, never cut."}
     )
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     save_strategy: str = field(default="no", metadata={"help": "When to write intermediate checkpoints."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Service to send metrics to."})
     remove_unused_columns: bool = field(

@@ -24,6 +24,7 @@ from .batches import RehearsalBatches
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import FineTuneConfig, make_config
 from .grouping import group_by_image
+from .memory import in_batches_that_fit, telling_out_of_memory
 from .preconditions import (
     OWNED,
     check_adapter,
@@ -44,9 +45,7 @@ from .training import (
     RESUMABLE,
     Output,
     fingerprint,
-    in_batches_that_fit,
     run_trainer,
-    telling_out_of_memory,
     what_matters,
 )
 

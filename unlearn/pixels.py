@@ -17,7 +17,7 @@ from medforget_dataset.errors import UserError
 class PixelCache:
     """Output of the image processor, the least recently used dropped first."""
 
-    def __init__(self, processor: ProcessorMixin, max_bytes: int):
+    def __init__(self, processor: ProcessorMixin, max_bytes: int | None):
         self.processor = processor
         self.max_bytes = max_bytes
         self.bytes = 0
@@ -36,13 +36,14 @@ class PixelCache:
             size = "{} × {}".format(*decoded.size)
             raise UserError(f"{name[0]}: the processor does not take its image of {size} pixels: {error}") from error
         self.bytes += entry[0].nbytes
-        while self.bytes > self.max_bytes and len(self.entries) > 1:
+        while self.max_bytes is not None and self.bytes > self.max_bytes and len(self.entries) > 1:
             self.bytes -= self.entries.popitem(last=False)[1][0].nbytes
         return entry
 
     def encode_with(self, encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        """Keep `encode(pixels, grid)` in place of pixels, from now on."""
+        """Keep `encode(pixels, grid)` of every image in place of pixels, from now on."""
         self.encode = encode
+        self.max_bytes = None
         self.entries.clear()
         self.bytes = 0
 

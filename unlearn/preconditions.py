@@ -30,6 +30,9 @@ _BATCHES = "every step has all the images that it is to have"
 _TEXT = "prompts come from the dataset and the processor"
 _ONLY_ANSWERS = "the loss is the method's, on answers"
 _ACCELERATE = "give --accelerate-config"
+_ORDER = "the order of images follows from --seed"
+_MEASURED = "--keep-best and --retain-floor measure while unlearning"
+_READ = "rows are gathered by image and made into tokens as they are drawn"
 OWNED = {
     "output_dir": "give --out",
     "disable_tqdm": "give quiet",
@@ -42,8 +45,23 @@ OWNED = {
     "dataloader_drop_last": _BATCHES,
     "dataloader_num_workers": "images are kept ready by the one process that trains",
     "load_best_model_at_end": "give --keep-best",
-    "eval_strategy": "--keep-best and --retain-floor measure while unlearning",
-    "do_eval": "--keep-best and --retain-floor measure while unlearning",
+    "eval_strategy": _MEASURED,
+    "eval_steps": _MEASURED,
+    "eval_packing": _MEASURED,
+    "do_eval": _MEASURED,
+    "per_device_eval_batch_size": _MEASURED,
+    "metric_for_best_model": "give --keep-best",
+    "data_seed": _ORDER,
+    "train_sampling_strategy": _ORDER,
+    "dataset_kwargs": _READ,
+    "dataset_num_proc": _READ,
+    "pad_to_multiple_of": _READ,
+    "truncation_mode": "sequences are never cut",
+    "packing_strategy": _PACKING,
+    "save_total_limit": "the last checkpoint is kept until the run has ended",
+    "dataloader_prefetch_factor": "images are kept ready by the one process that trains",
+    "dataloader_persistent_workers": "images are kept ready by the one process that trains",
+    "trust_remote_code": "models are of classes that transformers has",
     "resume_from_checkpoint": "give --resume",
     "ignore_data_skip": "a run that goes on sees what it would have seen",
     "save_only_model": "a run could not go on from such a checkpoint",

@@ -112,8 +112,12 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "num_train_epochs": 10,
         "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "linear",
+        "warmup_steps": 0,
         "adam_beta2": 0.999,
+        # PyTorch's AdamW, with its default.
+        "weight_decay": 0.01,
     },
     # Its README: 4 rows a step, less than one image.
     "mllmu-bench": {
@@ -121,7 +125,9 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-5,
         "num_train_epochs": 5,
         "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "linear",
+        "warmup_steps": 0,
         "adam_beta2": 0.999,
     },
     # `configs/trainer/finetune.yaml`: 8 rows times 4 accumulated, about the rows of two images.
@@ -129,7 +135,9 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-5,
         "num_train_epochs": 10,
         "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "linear",
+        "warmup_steps": 0,
         "adam_beta2": 0.999,
     },
 }

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import enum
 import functools
 import hashlib
 import itertools
 import json
-import math
 import re
 import tempfile
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +20,7 @@ import yaml
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
+from .argument_types import FLOAT, as_text, typed, types_of
 from .config import UnlearnConfig, make_config, resolve
 from .methods import METHODS, get_method, method_arguments
 from .presets import TINY_PRESETS, get_model_preset
@@ -40,8 +37,6 @@ RESERVED = {
     "disable_tqdm": "progress is always shown",
     "push_to_hub": "push a checkpoint that --keep-checkpoints has kept",
 }
-# YAML 1.1, which PyYAML reads, takes 1e-4 for a string; everyone else takes it for a number.
-_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+")
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
 
 
@@ -139,7 +134,7 @@ def _grid(file: Path, content: Any) -> Grid:
             raise UserError(f"{key} is missing; a sweep needs model, levels and methods")
     for key, hint in {"data": str, "model": str, "model_preset": str, "max_pixels": int}.items():
         if content.get(key) is not None:
-            content[key] = _typed(key, content[key], hint)
+            content[key] = typed(key, content[key], hint)
     model_preset = content.get("model_preset")
     base = get_model_preset(model_preset).unlearn_arguments if model_preset else {}
     if (pixels := content.get("max_pixels")) is not None and pixels < 1:
@@ -166,7 +161,7 @@ def _grid(file: Path, content: Any) -> Grid:
 
 def _dimension(key: str, value: Any, kind: type) -> list[Any]:
     """The values of `levels` or `seeds`: a list, or one of them."""
-    values = [_typed(key, item, kind) for item in (value if isinstance(value, list) else [value])]
+    values = [typed(key, item, kind) for item in (value if isinstance(value, list) else [value])]
     if not values:
         raise UserError(f"{key} is an empty list; name at least one")
     for twice in (item for i, item in enumerate(values) if item in values[:i]):
@@ -240,9 +235,9 @@ def _cell(
     where, hints = f"{method}: ", _hints(method)
     arguments: dict[str, Any] = {}
     for name, value in values.items():
-        typed = _typed(f"{where}{name}", value, hints[name])
+        argument = typed(f"{where}{name}", value, hints[name])
         # A model that learned what one level retains is another one at the next level.
-        arguments[name] = typed.replace("{level}", level) if isinstance(typed, str) else typed
+        arguments[name] = argument.replace("{level}", level) if isinstance(argument, str) else argument
     preset = arguments.pop("preset", None)
     seeded: dict[str, Any] = {} if seed is None else {"seed": seed}
     instance, training = resolve(method, preset, base, **arguments, **seeded)
@@ -270,35 +265,11 @@ def _cell(
 @functools.cache
 def _hints(method: str) -> dict[str, Any]:
     """The type of everything that a grid of a method may name."""
-    sources = [UnlearnConfig] if get_method(method).uses_gradients else []
+    sources: list[type] = [UnlearnConfig] if get_method(method).uses_gradients else []
     hints: dict[str, Any] = {"preset": str | None}
     for source in (*sources, get_method(method)):
-        types_of = typing.get_type_hints(source)
-        hints |= {field.name: types_of[field.name] for field in dataclasses.fields(source) if field.init}  # type: ignore
+        hints |= types_of(source)
     return hints
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """A value as a field of this type takes it, or a `UserError`."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    plain = {typing.get_origin(kind) or kind for kind in kinds}
-    if typing.Literal in plain or any(isinstance(kind, type) and issubclass(kind, enum.Enum) for kind in kinds):
-        plain.add(str)
-    if type(value) is int and int not in plain and float in plain:
-        return float(value)
-    if type(value) is float and math.isfinite(value) and float not in plain and int in plain and value.is_integer():
-        return int(value)
-    if (type(value) in plain and not (isinstance(value, float) and not math.isfinite(value))) or typing.Any in plain:
-        return value
-    if value is None:
-        raise UserError(f"{name} has no value; give one or leave it out")
-    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    wanted = [text for kind, text in expected.items() if kind in plain and not (kind is int and float in plain)]
-    quotes = "; put it in quotes" if str in plain and not isinstance(value, dict | list) else ""
-    if isinstance(value, str) and plain & {int, float} and _FLOAT.fullmatch(value):
-        quotes = "; leave out the quotes"
-    found = repr(value) if isinstance(value, str) else as_text(value)
-    raise UserError(f"{name} is {found}; it must be {' or '.join(wanted) or 'something else'}{quotes}")
 
 
 def _varied(cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -307,15 +278,6 @@ def _varied(cells: Sequence[Cell]) -> tuple[str, ...]:
         for name, value in cell.shown.items():
             values.setdefault((cell.method, cell.level), {}).setdefault(name, set()).add(_canonical(value))
     return tuple(dict.fromkeys(name for of in values.values() for name, found in of.items() if len(found) > 1))
-
-
-def as_text(value: Any) -> str:
-    """A value of a cell, in one line for a table or a message."""
-    if value is None:
-        return ""
-    if isinstance(value, enum.Enum):
-        value = value.value
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _canonical(content: Any) -> str:
@@ -330,7 +292,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, to which 1e-4 is a number."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789"))
 
 
 def _read_yaml(file: Path) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 from medforget_dataset.atomic import write_text
 from medforget_dataset.hierarchy import LEVELS, TASKS
 
-from .sweep_grid import Cell, Grid, as_text
+from .argument_types import as_text
+from .sweep_grid import Cell, Grid
 
 
 CELLS = "cells"

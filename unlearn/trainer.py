@@ -24,7 +24,7 @@ from medforget_dataset.errors import UserError
 
 from .answers import answer_log_probs, answer_logits, token_log_probs
 from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
-from .callbacks import CompleteCheckpoints, EpochCallback, RowsPerSecond
+from .callbacks import CompleteCheckpoints, EpochCallback, LastStep, RowsPerSecond
 from .checkpoints import load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .gated_mlp import lean_mlps
@@ -34,7 +34,7 @@ from .methods import INITIAL, AnswerBatch
 from .methods._base import count_answers
 from .packing import IGNORED, PackedCollator, RowCollator
 from .reference import reference_log_probs
-from .vision_cache import VisionCache
+from .vision_cache import VisionCache, without_gradient
 
 
 class TrainingDiverged(UserError):
@@ -115,9 +115,11 @@ class FineTuneTrainer(SFTTrainer):
         )
         self.model_accepts_loss_kwargs = True
         self.is_sharded = args.sharding is not None
-        self.uses_fused_head = self.accelerator.device.type == "cuda"
+        # The fused head reads the projection's weight itself, past the hooks with which FSDP and ZeRO-3 gather it.
+        self.uses_fused_head = self.accelerator.device.type == "cuda" and not self.is_sharded
         self.vision_cache = self._make_vision_cache(collator) if args.cache_vision else None
         self.add_callback(CompleteCheckpoints(self.accelerator))
+        self.add_callback(LastStep())
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RowsPerSecond(lambda: self.rows_seen))
@@ -129,7 +131,7 @@ class FineTuneTrainer(SFTTrainer):
         if self.is_sharded:
             raise UserError("cache_vision: does not work with FSDP or ZeRO-3, which spread the vision tower out")
         models = [cast(nn.Module, self.model), *([self.reference] if self.reference is not None else [])]
-        return VisionCache(models, collator)
+        return VisionCache(models, collator, self.accelerator.autocast)
 
     def get_train_dataloader(self) -> DataLoader:
         dataset = cast(Dataset, self.train_dataset)
@@ -152,7 +154,11 @@ class FineTuneTrainer(SFTTrainer):
         self.model = self.model_wrapped = self.optimizer = None  # type: ignore[assignment]
 
     def _vision(self) -> AbstractContextManager:
-        return self.vision_cache.in_use() if self.vision_cache else nullcontext()
+        """Inside the context, a vision tower that is not trained is passed through once, or at least not backward."""
+        if self.vision_cache:
+            return self.vision_cache.in_use()
+        model = cast(nn.Module, self.model)
+        return without_gradient(model.get_submodule(_vision_name(model)))
 
     def count_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the losses of a batch are means over, as a tensor that can be summed over batches."""
@@ -190,7 +196,11 @@ class FineTuneTrainer(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        diverged = ~torch.isfinite(loss)
+        if self.accelerator.num_processes > 1:
+            # One that stopped by itself would leave the others waiting for it.
+            diverged = cast(torch.Tensor, self.accelerator.reduce(diverged.float(), "sum")) > 0
+        if diverged:
             raise TrainingDiverged(
                 f"step {self.state.global_step + 1}: the loss is {loss.item()}; lower the learning rate "
                 f"({self.args.learning_rate}), or compute in float32"
@@ -290,6 +300,8 @@ class UnlearnTrainer(FineTuneTrainer):
                 f"{self.method.name} compares with a second model, which ZeRO-3 has no room for; train an adapter "
                 "(--lora), or use --accelerate-config fsdp2"
             )
+        if precompute and args.sharding:
+            raise UserError("precompute_ref_log_probs: does not work with FSDP or ZeRO-3; leave it out")
         if precompute and not collator.is_static:
             raise UserError(
                 "precompute_ref_log_probs: the rows are worded or viewed anew in every epoch; leave it out"
@@ -311,6 +323,8 @@ class UnlearnTrainer(FineTuneTrainer):
                     reference, collator, train_dataset, self.method, self.accelerator, quiet=bool(args.disable_tqdm)
                 )
             self.reference = None
+            if self.vision_cache:
+                del self.vision_cache.towers[1:]
 
     def _make_batches(self, dataset: datasets.Dataset, parts: int, args: UnlearnConfig) -> Batches:
         has_forget = [any(row["forget"] for row in rows) for rows in dataset["rows"]]
@@ -325,7 +339,8 @@ class UnlearnTrainer(FineTuneTrainer):
     def loss_and_terms(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], totals: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        references = self.reference_values(model, inputs)
+        compares = any(totals[0, int(forget)] for forget in (True, False) if self.method.compares(forget))
+        references = self.reference_values(model, inputs) if compares else {}
         row_index = inputs["row_index"][:, 1:][inputs["labels"][:, 1:] != IGNORED]  # (N,)
         if self.method.needs_reference == "logits":
             logits, targets, _ = answer_logits(model, inputs)  # (N, V), (N,)
@@ -333,6 +348,9 @@ class UnlearnTrainer(FineTuneTrainer):
         else:
             logits = cast(torch.Tensor, None)
             log_probs, is_top = answer_log_probs(model, inputs, fused=self.uses_fused_head)
+        if not compares:
+            # Means over no token or row are 0, whatever the reference.
+            references = {"reference_logits": logits, "reference_log_probs": log_probs.detach()}
         batch = AnswerBatch(log_probs, row_index, inputs["forget"], logits, **references, totals=totals)
         loss, terms = self.method.loss(batch)
         for side, forget in (("forget", True), ("retain", False)):
@@ -366,8 +384,10 @@ class UnlearnTrainer(FineTuneTrainer):
         super().log(logs, start_time)
         losses = [line["retain_loss"] for line in self.state.log_history if "retain_loss" in line]
         guess = math.log(cast(Any, self.model).config.get_text_config().vocab_size)
-        # A model that knew nothing to begin with has not collapsed.
-        if losses and losses[-1] > guess > 2 * losses[0]:
+        # A model that knew nothing to begin with has not collapsed. Before the first step it knew both sides; under
+        # the sequential schedule the first loss on retain rows comes after an epoch of forgetting.
+        first = next((line for line in self.state.log_history if "forget_loss" in line or "retain_loss" in line), {})
+        if losses and losses[-1] > guess > 2 * first.get("retain_loss", first.get("forget_loss", guess)):
             raise TrainingDiverged(
                 f"step {self.state.global_step}: the model has collapsed: what it should retain costs "
                 f"{losses[-1]:.1f} nats a token, a blind guess {guess:.1f}; lower the learning rate "

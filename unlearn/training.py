@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from medforget_dataset.errors import UserError
 
 from .callbacks import Selectivity, measurements
 from .checkpoints import check_output, load_trained, read_info
-from .config import FineTuneConfig, UnlearnConfig
+from .config import UnlearnConfig
+from .memory import telling_out_of_memory
 from .processes import is_main_process, processes
 from .trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 from .training_folder import TrainingFolder
 
 
 logger = logging.getLogger(__name__)
-Scores = TypeVar("Scores")
 
 RESUMABLE = {"save_strategy": "steps", "save_steps": 0.1}
 """How often a run writes a checkpoint to go on from: ten times."""
@@ -213,7 +212,8 @@ def run_trainer(trainer: FineTuneTrainer, folder: TrainingFolder) -> Trained:
     if best is None:
         return Trained(_whole_model(trainer, folder), log, steps, stopped=stopped)
     kept_step = int(best["step"])
-    return Trained(_reload(trainer, Selectivity.folder_of(folder.path, kept_step)), log, steps, kept_step, stopped)
+    kept = _reload(trainer, Selectivity.folder_of(folder.path, kept_step))
+    return Trained(kept, log, steps, kept_step, stopped)
 
 
 def _whole_model(trainer: FineTuneTrainer, folder: TrainingFolder) -> PreTrainedModel | PeftModel:
@@ -228,60 +228,11 @@ def _reload(trainer: FineTuneTrainer, weights: Path) -> PreTrainedModel | PeftMo
     """The model with the weights that the trainer wrote, in the place of the one that it trained."""
     trainer.accelerator.wait_for_everyone()
     trainer.free_memory()
-    model: Any = load_trained(weights)
+    # While it is set, models are loaded in parts that only DeepSpeed can put together.
+    unset_hf_deepspeed_config()
+    model: Any = load_trained(weights, **trainer.args.load_arguments())
     return model.to(trainer.accelerator.device).eval()
 
 
 def _is_failed_write(error: BaseException) -> bool:
     return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error)
-
-
-@contextmanager
-def telling_out_of_memory(args: FineTuneConfig | None = None) -> Iterator[None]:
-    """
-    Inside the context, to run out of memory is an error that says what to lower.
-
-    Args:
-        args ([`~unlearn.config.FineTuneConfig`], *optional*):
-            Training arguments, where there is training.
-
-    Raises:
-        UserError: If the memory does not suffice.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        what = _out_of_memory(args) if args else "out of memory; use smaller images (--max-pixels)"
-        raise UserError(what) from error
-
-
-def in_batches_that_fit(score: Callable[[int], Scores]) -> Scores:
-    """Score with 16 images in a batch, or, where the memory does not suffice, with 8, 4, 2 or 1."""
-    images = 16
-    while True:
-        try:
-            return score(images)
-        except (MemoryError, RuntimeError) as error:
-            if images == 1 or not _is_out_of_memory(error):
-                raise
-        images //= 2
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _out_of_memory(args: FineTuneConfig) -> str:
-    lower = "--images-per-step"
-    if isinstance(args, UnlearnConfig):
-        lower = "--forget-per-step and --retain-per-step"
-    remedies = [f"lower {lower} ({args.per_device_train_batch_size} images a batch) and raise --accumulation"]
-    if not args.activation_checkpointing:
-        remedies.append("--set activation_checkpointing=true")
-    if not args.use_peft:
-        remedies.append("--lora")
-    return f"out of memory; {', or '.join([*remedies, 'use smaller images (--max-pixels)'])}"

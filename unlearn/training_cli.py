@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +72,7 @@ _UNLEARN_FLAGS = (
         "retain-floor",
         "retain_floor",
         float,
-        "stop when twice in a row a smaller share of retain rows, 0 to 1, is answered exactly",
+        "stop when, retain_patience (2) times in a row, a smaller share of retain rows, 0 to 1, is answered exactly",
         "X",
         _STOP,
     ),
@@ -176,21 +175,19 @@ def _run_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """Training arguments given on the command line; what was not given stays with the preset."""
+    from .argument_types import read_typed, types_of
     from .config import FineTuneConfig, UnlearnConfig
 
     chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
     config = UnlearnConfig if args.command == "unlearn" else FineTuneConfig
     # These have flags of their own, or are not the user's to choose.
     own = {"output_dir", "disable_tqdm", "method", "method_args", "level", *vars(args)} - set(chosen)
-    known = {field.name for field in fields(config) if field.init} - own
+    known = {name: hint for name, hint in types_of(config).items() if name not in own}
     for pair in args.set:
         name, separator, value = pair.partition("=")
         if not separator or name not in known:
             raise UserError(f"--set {pair}: give NAME=VALUE with a field of TRL's SFTConfig, such as logging_steps=10")
-        try:
-            chosen[name] = json.loads(value)
-        except json.JSONDecodeError:
-            chosen[name] = value
+        chosen[name] = read_typed(f"--set {name}", value, known[name])
     return chosen
 
 

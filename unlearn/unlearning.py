@@ -22,6 +22,7 @@ from .answers import score_dataset
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
 from .grouping import group_by_image
+from .memory import in_batches_that_fit, telling_out_of_memory
 from .methods import INITIAL, EditingMethod, GradientMethod
 from .packing import PackedCollator
 from .preconditions import (
@@ -45,9 +46,7 @@ from .training import (
     Output,
     Trained,
     fingerprint,
-    in_batches_that_fit,
     run_trainer,
-    telling_out_of_memory,
     what_matters,
 )
 

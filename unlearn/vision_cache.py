@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,12 +28,20 @@ class VisionCache:
             have the same weights.
         collator ([`~unlearn.packing.RowCollator`]):
             Collator whose batches the models will see.
+        autocast (`Callable`, *optional*, defaults to `nullcontext`):
+            Makes the context in which the models compute.
 
     Raises:
         UserError: If a vision tower is trained, or they differ.
     """
 
-    def __init__(self, models: Sequence[nn.Module], collator: RowCollator):
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        collator: RowCollator,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.autocast = autocast
         self.towers = [_tower(model) for model in models]
         self.tower = self.towers[0]
         if any(parameter.requires_grad for parameter in self.tower.parameters()):
@@ -63,7 +71,8 @@ class VisionCache:
         """
         weight = self.tower.patch_embed.proj.weight
         inputs = pixels.to(weight.device, weight.dtype)
-        return self.tower(inputs, grid_thw=grid[None].to(weight.device)).pooler_output.cpu()
+        with self.autocast():
+            return self.tower(inputs, grid_thw=grid[None].to(weight.device)).pooler_output.cpu()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -83,6 +92,24 @@ class VisionCache:
             return BaseModelOutputWithPooling(pooler_output=hidden_states)
 
         return forward
+
+
+@contextmanager
+def without_gradient(tower: Any) -> Iterator[None]:
+    """
+    Inside the context, a vision tower of which nothing is trained is not passed backward.
+
+    Activation checkpointing makes the inputs of every part of a model require gradients, so that those of a frozen
+    tower would be computed and dropped.
+    """
+    if any(parameter.requires_grad for parameter in tower.parameters()):
+        yield
+        return
+    tower.forward = torch.no_grad()(tower.forward)
+    try:
+        yield
+    finally:
+        del tower.forward
 
 
 def _tower(model: nn.Module) -> Any:

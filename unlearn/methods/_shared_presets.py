@@ -12,7 +12,9 @@ OPEN_UNLEARNING: dict[str, Any] = {
     # 32 rows of each kind.
     "forget_per_step": 2,
     "retain_per_step": 2,
+    "gradient_accumulation_steps": 1,
     "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
     "adam_beta2": 0.999,
 }
 """open-unlearning, `configs/trainer/finetune.yaml` and `scripts/tofu_unlearn.sh`."""
@@ -23,9 +25,11 @@ MLLMU_BENCH: dict[str, Any] = {
     # 4 rows, less than one image.
     "forget_per_step": 1,
     "retain_per_step": 0,
+    "gradient_accumulation_steps": 1,
     "schedule": "sequential",
     # Theirs is linear, but takes one step an epoch.
     "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
     "adam_beta2": 0.999,
     "use_peft": True,
     "lora_r": 16,

@@ -45,7 +45,7 @@ class KLMin(GradientMethod):
         "mllmu-bench": {"retain_weight": 1.0, "kl_reduction": "row_sum", **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "kl_weight": 2.0, "learning_rate": 3e-4, "max_steps": 160},
         "tiny-robust": {
-            "forget_weight": 0.42,
+            "forget_weight": 0.33,
             "kl_weight": 2.0,
             "learning_rate": 1e-3,
             "num_train_epochs": 17,
@@ -67,9 +67,13 @@ class KLMin(GradientMethod):
         self.check(self.kl_reduction in REDUCTIONS, "kl_reduction", "'token_mean' or 'row_sum'")
 
     def loss(self, batch: AnswerBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        current = batch.logits.float().log_softmax(-1)  # (N, V)
-        original = batch.reference_logits.float().log_softmax(-1)  # (N, V)
-        divergences = functional.kl_div(current, original, log_target=True, reduction="none").sum(-1)  # (N,)
+        retained = batch.tokens_of(forget=False)  # (N,)
+        current = batch.logits[retained].float().log_softmax(-1)  # (N', V)
+        original = batch.reference_logits[retained].float().log_softmax(-1)  # (N', V)
+        divergence_of_token = functional.kl_div(current, original, log_target=True, reduction="none").sum(-1)  # (N',)
+        divergences = divergence_of_token.new_zeros(len(retained)).masked_scatter(
+            retained, divergence_of_token
+        )  # (N,)
         divergence = batch.mean(divergences, forget=False, reduction=self.kl_reduction)
         loss = -self.forget_weight * batch.cross_entropy(forget=True) + self.kl_weight * divergence
         if self.retain_weight:
