@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from benchmarks import gpu, peers, tables, training
+from benchmarks import evaluation, gpu, peers, tables, training
 from benchmarks.alone import Step, run_alone, summarise
 from benchmarks.flops import Work, forward_flops, training_flops, work_of
 from benchmarks.measure import PeakMemory, weight_bytes, weight_shapes
@@ -295,3 +295,20 @@ def test_the_training_benchmark_runs_on_a_tiny_model(tmp_path, monkeypatch, caps
     assert [m["variant"]["method"] for m in measurements[::2]] == ["finetune", "grad_diff", "kl_min", "npo"]
     assert [m["variant"]["side"] for m in measurements] == ["peers", "ours"] * 4
     assert page.read_text().count("| 4 | 15 |") == 4
+
+
+def test_the_evaluation_benchmark_asks_both_the_same_and_gets_the_same(tmp_path, monkeypatch, capsys):
+    out, page = tmp_path / "evaluation.json", tmp_path / "page.md"
+    page.write_text("<!-- benchmarks.evaluation -->\n<!-- /benchmarks.evaluation -->\n")
+    small = ["--shape", "tiny", "--image-size", "56", "--images", "2", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", *small, "--out", str(out), "--markdown", str(page)])
+    evaluation.main()  # models this small miss the targets
+    measurements = json.loads(out.read_text())["measurements"]
+    assert {kind: sides["ours"]["requests"] for kind, sides in measurements.items()} == {
+        "generation": 30,
+        "log-likelihood": 120,
+        "all levels": 120,
+    }
+    for kind, sides in measurements.items():
+        assert len(set(map(str, sides["ours"]["answers"]))) > 3, kind
+    assert page.read_text().count(" | yes |") == 3
