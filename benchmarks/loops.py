@@ -37,6 +37,11 @@ METHOD_ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+def _with_both_kinds(example: dict[str, Any]) -> dict[str, Any]:
+    """Every other row is to be forgotten, as where sections are forgotten."""
+    return {"rows": [{**row, "forget": number % 2 == 0} for number, row in enumerate(example["rows"])]}
+
+
 def measure(variant: Variant) -> dict[str, Any]:
     """
     Train for a few steps.
@@ -55,6 +60,8 @@ def measure(variant: Variant) -> dict[str, Any]:
         dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
     examples = make_examples(variant.images, variant.questions, variant.image_size)
+    if variant.schedule == "interleaved":
+        examples = examples.map(_with_both_kinds, keep_in_memory=True)
     if variant.method == "npo":
         # There is no retain epoch in the peers' loop.
         examples = examples.filter(lambda example: example["rows"][0]["forget"], keep_in_memory=True)
@@ -133,8 +140,6 @@ class OurLoop:
             config = FineTuneConfig(per_device_train_batch_size=variant.images_per_step, **arguments)
             return FineTuneTrainer(self.model, config, self.examples, self.processor, data_collator=self.collator)
         per_step = {"forget_per_step": variant.images_per_step, "retain_per_step": 0}
-        if variant.schedule == "interleaved":
-            per_step["retain_per_step"] = variant.images_per_step
         method = {"method": variant.method, "method_args": METHOD_ARGUMENTS[variant.method]}
         config = UnlearnConfig(schedule=variant.schedule, **per_step, **method, **arguments)
         return UnlearnTrainer(self.model, config, self.examples, self.processor, data_collator=self.collator)

@@ -55,7 +55,7 @@ def target_speedup(method: str) -> float:
 
 def grid(*, quick: bool, **settings: Any) -> list[Variant]:
     """
-    What is measured, the peers' loop and ours in turns.
+    What is measured, the peers' loop and ours in turns; what has a target comes first.
 
     Args:
         quick (`bool`):
@@ -65,18 +65,19 @@ def grid(*, quick: bool, **settings: Any) -> list[Variant]:
     """
     cells: list[dict[str, Any]] = [{"method": method, "steps": 3} for method in ("finetune", *METHODS)]
     if not quick:
-        cells = [
-            {"method": "finetune", "questions": questions, "image_size": size, "steps": 5}
-            for size in IMAGE_SIZES
-            for questions in QUESTIONS
-        ]
-        cells += [{"method": method, "image_size": size} for size in IMAGE_SIZES for method in METHODS]
-        cells += [{"method": method, "questions": questions} for questions in QUESTIONS[:-1] for method in METHODS]
+        finetune = {"method": "finetune", "steps": 5}
+        with_target, *others = reversed(QUESTIONS)
+        cells = [{**finetune, "questions": with_target, "image_size": size} for size in IMAGE_SIZES[1:]]
+        cells += [{"method": method, "image_size": size} for size in IMAGE_SIZES[1:] for method in METHODS]
         cells += [{"method": method, "lora": True} for method in ("finetune", *METHODS)]
+        cells += [{**finetune, "questions": number, "image_size": size} for size in IMAGE_SIZES for number in others]
+        cells += [{**finetune, "image_size": IMAGE_SIZES[0]}]
+        cells += [{"method": method, "image_size": IMAGE_SIZES[0]} for method in METHODS]
+        cells += [{"method": method, "questions": number} for number in others for method in METHODS]
     both = [Variant(side, **{**cell, **settings}) for cell in cells for side in ("peers", "ours")]
     if quick:
         return both
-    # The peers have no such loop: these stand beside their sequential one.
+    # The peers have no such loop: these stand beside their sequential one, with as many rows in a step.
     interleaved = [{"method": method, "schedule": "interleaved"} for method in ("grad_diff", "kl_min")]
     return both + [Variant("ours", **{**cell, **settings}) for cell in interleaved]
 
@@ -123,7 +124,7 @@ def render(content: dict[str, Any]) -> str:
     for setting, theirs, ours in pairs(content):
         name = TITLES[setting["method"]] + (", LoRA" if setting["lora"] else "")
         if setting["schedule"] == "interleaved":
-            name += ", both kinds in a step"
+            name += ", both kinds in an image"
         megabytes = [_scaled(side.get("peak_bytes"), 1e-6) for side in (theirs, ours)]
         rows.append(
             (

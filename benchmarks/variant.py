@@ -28,7 +28,7 @@ class Variant:
         image_size (`int`, *optional*, defaults to `448`):
             Height and width in pixels, a multiple of 28.
         schedule (`str`, *optional*, defaults to `"sequential"`):
-            `"sequential"`, as the peers do, or `"interleaved"`, one image of each kind in every step; ours only.
+            `"sequential"`, as the peers do, or `"interleaved"`, rows of both kinds in every image; ours only.
         shape (`str`, *optional*, defaults to `"30m"`):
             Model, one of [`~benchmarks.shapes.SHAPES`].
         device (`str`, *optional*, defaults to `"cpu"`):

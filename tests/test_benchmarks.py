@@ -225,7 +225,7 @@ def test_the_table_shows_both_loops_and_misses_are_told():
     content = {"runs": [HEADER], "measurements": measurements}
     page = training.render(content)
     assert "| fine-tuning | 256 | 15 | 2.00 | 9.20 | 4.60 | 1,000 | 550 | 55 % | 2.00 × | 1.00 × |" in page
-    assert "| KL-Min, both kinds in a step | 256 | 15 | 1.00 | 5.00 | 5.00 |" in page
+    assert "| KL-Min, both kinds in an image | 256 | 15 | 1.00 | 5.00 | 5.00 |" in page
     assert "| GradDiff | 256 | 15 | 1.00 | – | – | 1,000 | – | – | 2.00 × | – |" in page
     assert "torch 2.15.0" in page and "ours grad_diff: took more than 9 seconds" in page
     assert training.missed_targets(content) == [
