@@ -154,6 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="15 questions, 256 image tokens, no LoRA: four minutes")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "training.json", help="results to write")
+    parser.add_argument("--resume", action="store_true", help="measure only what --out does not hold yet")
     parser.add_argument("--markdown", type=Path, help="page with the table (docs/benchmarks.md unless --quick)")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the table of --out again")
     parser.add_argument("--shape", default="30m", choices=("tiny", "30m"), help="model (30m)")
@@ -173,7 +174,7 @@ def main() -> int:
     sys.stdout.write(render(content) + "\n")
     missed = missed_targets(content)
     if not is_complete:
-        missed.append("not everything was measured; the same command goes on")
+        missed.append("not everything was measured; --resume measures the rest")
     sys.stdout.write("".join(f"missed: {line}\n" for line in missed) or "all targets are met\n")
     return int(bool(missed))
 
@@ -184,7 +185,7 @@ def _run(args: argparse.Namespace) -> bool:
     settings: dict[str, Any] = {"shape": args.shape, "threads": args.threads}
     if args.image_size:
         settings["image_size"] = args.image_size
-    results = Results(args.out, describe_machine("cpu", args.threads))
+    results = Results(args.out, describe_machine("cpu", args.threads), resume=args.resume)
     start = time.monotonic()
     variants = list(dict.fromkeys(grid(quick=args.quick, **settings)))
     return measure_all(variants, results, limit=args.limit, time_left=lambda: 7200 - (time.monotonic() - start))
