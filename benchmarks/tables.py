@@ -39,7 +39,8 @@ class Results:
         if resume and path.is_file():
             self.content = read(path)
             if (made_with := self.content["runs"][-1]["versions"]) != header["versions"]:
-                raise UserError(f"{path}: was measured with {made_with}; measure all of it again (--fresh, or no --resume)")
+                again = "measure all of it again (--fresh, or no --resume)"
+                raise UserError(f"{path}: was measured with {made_with}; {again}")
         self.content["runs"].append(header)
 
     def add(self, variant: Variant, result: dict[str, Any]) -> None:
