@@ -167,6 +167,9 @@ def test_scoring_takes_smaller_batches_where_the_memory_does_not_suffice():
         in_batches_that_fit(lambda images: torch.zeros(images).view(3, 5))
 
 
+TWO_STEPS = ("--max-steps", 2, "--save-steps", 1)
+
+
 @pytest.fixture
 def full_disk():
     """Fill the disk, and make room again; what fails is every write beyond 20 kB."""
@@ -177,7 +180,7 @@ def full_disk():
 
 def test_a_disk_that_is_full_at_the_first_checkpoint(call, monkeypatch, full_disk):
     breaks(monkeypatch, 0, full_disk)
-    code, said, out = call("unlearn")
+    code, said, out = call("unlearn", *TWO_STEPS)
     line = assert_one_line(said, "unlearn", early=False)
     assert code == 1 and f"{out}.training: cannot write a checkpoint" in line and "arge" in line
     assert list(out.parent.iterdir()) == []
@@ -190,12 +193,12 @@ def test_a_disk_that_is_full_at_the_end(call, monkeypatch, full_disk):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monkeypatch.context() as patch:
         patch.setattr(module, "exact_match_by_side", lambda *a, **k: full_disk() or original(*a, **k))
-        code, said, out = call("unlearn")
+        code, said, out = call("unlearn", *TWO_STEPS)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     line = assert_one_line(said, "unlearn", early=False)
     assert code == 1 and str(out) in line and "step 1" in line and "--resume" in line
     assert [path.name for path in out.parent.iterdir()] == ["out.training"]
-    assert call("unlearn", "--resume")[0] == 0
+    assert call("unlearn", *TWO_STEPS, "--resume")[0] == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
