@@ -18,15 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medforget_dataset.atomic import write_text
+from medforget_dataset.errors import UserError
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from medforget_dataset.atomic import write_text  # noqa: E402
-from medforget_dataset.errors import UserError  # noqa: E402
-
-from .alone import describe_machine, run_alone  # noqa: E402
-from .tables import describe_run, figure, put_between_markers, table  # noqa: E402
+from .alone import describe_machine, run_alone
+from .tables import describe_run, figure, put_between_markers, table
 
 
 HERE = Path(__file__).parent

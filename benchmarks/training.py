@@ -13,16 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from medforget_dataset.errors import UserError
 
-# For the processes that are started.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
-from medforget_dataset.errors import UserError  # noqa: E402
-
-from .alone import describe_machine  # noqa: E402
-from .tables import (  # noqa: E402
+from .alone import describe_machine
+from .tables import (
     TITLES,
     Results,
     describe_run,
@@ -35,7 +29,7 @@ from .tables import (  # noqa: E402
     speedup,
     table,
 )
-from .variant import Variant  # noqa: E402
+from .variant import Variant
 
 
 HERE = Path(__file__).parent

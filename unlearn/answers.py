@@ -1,6 +1,6 @@
 """What training and scoring read of a forward pass: the model's distributions at the answer tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from medforget_dataset.errors import UserError
 
 from .grouping import patient_key
+from .memory import in_batches_that_fit
 from .packing import IGNORED, PackedCollator, packed_attention_mask
 
 
@@ -163,7 +164,7 @@ def score_dataset(
         wrong_image (`bool`, *optional*, defaults to `False`):
             Show each study the image of another patient: what is still answered was not read from the image.
         batch_size (`int`, *optional*, defaults to `8`):
-            Images in a batch.
+            Images in a batch; fewer where the memory does not suffice.
 
     Returns:
         `list[dict[str, Any]]`: For every row its `id`, `task`, `level`, `forget`, `exact` (`bool`), `log_prob` (nats,
@@ -176,6 +177,19 @@ def score_dataset(
     collator = PackedCollator(processor)
     was_training = model.training
     model.eval()
+    try:
+        return in_batches_that_fit(lambda images: _score(model, collator, grouped, image_of, images), batch_size)
+    finally:
+        model.train(was_training)
+
+
+def _score(
+    model: PreTrainedModel | PeftModel,
+    collator: PackedCollator,
+    grouped: datasets.Dataset,
+    image_of: Sequence[int],
+    batch_size: int,
+) -> list[dict[str, Any]]:
     results = []
     for start in range(0, len(grouped), batch_size):
         examples = [
@@ -189,7 +203,6 @@ def score_dataset(
         for row, exact, log_prob, tokens in zip(rows, *columns, strict=True):
             identity = {name: row[name] for name in ("id", "task", "level", "forget")}
             results.append({**identity, "exact": exact, "log_prob": log_prob, "tokens": tokens})
-    model.train(was_training)
     return results
 
 

@@ -17,7 +17,6 @@ from transformers.trainer_utils import IntervalStrategy
 
 from .answers import score_dataset
 from .batches import Batches
-from .memory import in_batches_that_fit
 from .packing import RowCollator
 
 
@@ -135,8 +134,7 @@ class Selectivity(TrainerCallback):
         exact: dict[bool, list[bool]] = {True: [], False: []}
         model: Any = self.trainer.model
         processor: Any = self.trainer.processing_class
-        rows = in_batches_that_fit(lambda images: score_dataset(model, processor, self.sample, batch_size=images))
-        for row in rows:
+        for row in score_dataset(model, processor, self.sample, batch_size=16):
             exact[row["forget"]].append(row["exact"])
         forget, retain = (sum(exact[side]) / max(len(exact[side]), 1) for side in (True, False))
         return {"forget_exact": forget, "retain_exact": retain, "selectivity": retain - forget}

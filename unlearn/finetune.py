@@ -6,13 +6,10 @@ import dataclasses
 import logging
 import os
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import CONFIGS, LEVELS
 from medforget_dataset.agreement import check_sharing
@@ -24,7 +21,6 @@ from .batches import RehearsalBatches
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import FineTuneConfig, make_config
 from .grouping import group_by_image
-from .memory import in_batches_that_fit, telling_out_of_memory
 from .preconditions import (
     OWNED,
     check_adapter,
@@ -46,6 +42,7 @@ from .training import (
     Output,
     fingerprint,
     run_trainer,
+    telling_out_of_memory,
     what_matters,
 )
 
@@ -173,15 +170,7 @@ def finetune(
             **(RESUMABLE | arguments),
         )
         base, processor = load_checkpoint(source, max_pixels=max_pixels, **args.load_arguments())
-        collator = recipe.collator(
-            processor,
-            folder,
-            views=views,
-            workers=workers,
-            pack=args.pack_images,
-            seed=seed,
-            max_length=args.max_length,
-        )
+        collator = recipe.collator(processor, folder, args, views=views, workers=workers)
         collator.check(grouped, quiet=bool(args.disable_tqdm))
         dataset, batches = grouped, None
         if rehearsed is not None:
@@ -198,8 +187,8 @@ def finetune(
         trainer = FineTuneTrainer(base, args, dataset, processor, collator, batches=batches)
         trained = run_trainer(trainer, in_progress)
         scores = {
-            name: in_batches_that_fit(partial(_exact_match, trained.model, processor, grouped, name == "wrong_image"))
-            for name in ("right_image", "wrong_image")
+            name: evaluate_exact_match(trained.model, processor, grouped, wrong_image=wrong_image, batch_size=16)
+            for name, wrong_image in (("right_image", False), ("wrong_image", True))
         }
         with output.writing() as is_writer:
             if is_writer:
@@ -212,13 +201,3 @@ def finetune(
                 }
                 save_checkpoint(out, trained.model, processor, info, adapter=save_adapter)
     return scores
-
-
-def _exact_match(
-    model: PreTrainedModel | PeftModel,
-    processor: ProcessorMixin,
-    grouped: datasets.Dataset,
-    wrong_image: bool,
-    batch_size: int,
-) -> dict[str, float]:
-    return evaluate_exact_match(model, processor, grouped, wrong_image=wrong_image, batch_size=batch_size)

@@ -5,9 +5,11 @@ the image. Each pair attends to the prefix and to itself only, and its positions
 log-probabilities and gradients equal those of separate rows while the image is encoded and attended once.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -19,6 +21,9 @@ from medforget_dataset.errors import UserError
 
 from .pixels import PixelCache
 
+
+if TYPE_CHECKING:
+    from .config import FineTuneConfig
 
 IGNORED = -100
 # What `row_index` holds for tokens that belong to no row.
@@ -334,3 +339,19 @@ def packed_attention_mask(row_index: torch.Tensor, dtype: torch.dtype) -> torch.
     hidden |= torch.ones(length, length, dtype=torch.bool, device=row_index.device).triu_(diagonal=1)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=row_index.device)
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def make_collator(processor: ProcessorMixin, args: FineTuneConfig, **drawing: Any) -> RowCollator:
+    """
+    The collator that training arguments ask for.
+
+    Args:
+        processor ([`~transformers.ProcessorMixin`]):
+            Processor of the model.
+        args ([`~unlearn.config.FineTuneConfig`]):
+            Training arguments.
+        **drawing (`Any`):
+            `redraw_wording` and `views` of [`RowCollator`].
+    """
+    kind = PackedCollator if args.pack_images else RowCollator
+    return kind(processor, seed=args.seed, max_length=args.max_length, **drawing)

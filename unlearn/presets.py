@@ -14,8 +14,10 @@ from transformers import ProcessorMixin
 from medforget_dataset.errors import UserError
 from medforget_dataset.training_views import training_views
 
+from .config import FineTuneConfig
+from .methods._shared_presets import LINEAR
 from .models import TinyConfig
-from .packing import PackedCollator, RowCollator
+from .packing import RowCollator, make_collator
 
 
 @dataclass(frozen=True)
@@ -64,30 +66,25 @@ class TinyPreset:
         self,
         processor: ProcessorMixin,
         folder: str | Path,
+        args: FineTuneConfig,
         *,
         views: Path | None = None,
         workers: int | None = None,
-        pack: bool = True,
-        seed: int = 0,
-        max_length: int | None = None,
     ) -> RowCollator:
         """A collator that draws wordings and images as this preset does.
 
         Args:
             processor ([`~transformers.ProcessorMixin`]): Processor of the model.
             folder (`str` or `Path`): The dataset folder.
+            args ([`~unlearn.config.FineTuneConfig`]): Training arguments.
             views (`Path`, *optional*): File in which turned views are kept.
             workers (`int`, *optional*): Processes that render turned views.
-            pack (`bool`, *optional*, defaults to `True`): One sequence an image, not one a row.
-            seed (`int`, *optional*, defaults to `0`): Seed of the drawing.
-            max_length (`int`, *optional*): Longest sequence in tokens.
         """
         self.check_folder(folder)
         turned = None
         if self.turned_views:
             turned = training_views(Path(folder), size=self.image_size, file=views, workers=workers)
-        kind = PackedCollator if pack else RowCollator
-        return kind(processor, redraw_wording=self.redraw_wording, views=turned, seed=seed, max_length=max_length)
+        return make_collator(processor, args, redraw_wording=self.redraw_wording, views=turned)
 
 
 TINY_PRESETS = {
@@ -112,10 +109,7 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "num_train_epochs": 10,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0,
-        "adam_beta2": 0.999,
+        **LINEAR,
         # PyTorch's AdamW, with its default.
         "weight_decay": 0.01,
     },
@@ -125,20 +119,14 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-5,
         "num_train_epochs": 5,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0,
-        "adam_beta2": 0.999,
+        **LINEAR,
     },
     # `configs/trainer/finetune.yaml`: 8 rows times 4 accumulated, about the rows of two images.
     "open-unlearning": {
         "learning_rate": 1e-5,
         "num_train_epochs": 10,
         "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0,
-        "adam_beta2": 0.999,
+        **LINEAR,
     },
 }
 """Training arguments of fine-tuning by name; images a batch where the sources count rows."""

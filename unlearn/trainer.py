@@ -32,9 +32,9 @@ from .grouping import split_by_kind
 from .lora import make_lora_config
 from .methods import INITIAL, AnswerBatch
 from .methods._base import count_answers
-from .packing import IGNORED, PackedCollator, RowCollator
+from .packing import IGNORED, RowCollator, make_collator
 from .reference import reference_log_probs
-from .vision_cache import VisionCache, without_gradient
+from .vision_cache import VisionCache, vision_tower, without_gradient
 
 
 class TrainingDiverged(UserError):
@@ -87,7 +87,7 @@ class FineTuneTrainer(SFTTrainer):
         batches: Batches | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        collator = data_collator or _default_collator(processing_class, args)
+        collator = data_collator or make_collator(processing_class, args)
         if args.use_peft and peft_config is None and not isinstance(model, PeftModel):
             peft_config = make_lora_config(
                 model,
@@ -97,7 +97,7 @@ class FineTuneTrainer(SFTTrainer):
                 targets=args.lora_target_modules,
             )
         if args.freeze_vision:
-            model.get_submodule(_vision_name(model)).requires_grad_(False)
+            vision_tower(model).requires_grad_(False)
         parts = args.world_size * args.gradient_accumulation_steps
         self.batches = batches or self._make_batches(train_dataset, parts, args)
         # Sums of shares since the last line of the log, and the batches they are from.
@@ -157,8 +157,7 @@ class FineTuneTrainer(SFTTrainer):
         """Inside the context, a vision tower that is not trained is passed through once, or at least not backward."""
         if self.vision_cache:
             return self.vision_cache.in_use()
-        model = cast(nn.Module, self.model)
-        return without_gradient(model.get_submodule(_vision_name(model)))
+        return without_gradient(vision_tower(cast(nn.Module, self.model)))
 
     def count_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the losses of a batch are means over, as a tensor that can be summed over batches."""
@@ -287,7 +286,7 @@ class UnlearnTrainer(FineTuneTrainer):
             raise UserError("the dataset has no rows to forget")
         if args.schedule == "sequential":
             train_dataset = split_by_kind(train_dataset)
-        collator = data_collator or _default_collator(processing_class, args)
+        collator = data_collator or make_collator(processing_class, args)
         uses_adapter = args.use_peft or peft_config is not None or isinstance(model, PeftModel)
         precompute = self.method.needs_reference == "log_probs" and (
             # A model that is about to be spread over processes is not on a device yet.
@@ -393,12 +392,3 @@ class UnlearnTrainer(FineTuneTrainer):
                 f"{losses[-1]:.1f} nats a token, a blind guess {guess:.1f}; lower the learning rate "
                 f"({self.args.learning_rate}) or the weight of forgetting, or use --keep-best"
             )
-
-
-def _default_collator(processor: ProcessorMixin, args: FineTuneConfig) -> RowCollator:
-    kind = PackedCollator if args.pack_images else RowCollator
-    return kind(processor, seed=args.seed, max_length=args.max_length)
-
-
-def _vision_name(model: nn.Module) -> str:
-    return next(name for name, _ in model.named_modules() if name.endswith("visual"))

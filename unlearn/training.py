@@ -21,8 +21,8 @@ from medforget_dataset.errors import UserError
 
 from .callbacks import Selectivity, measurements
 from .checkpoints import check_output, load_trained, read_info
-from .config import UnlearnConfig
-from .memory import telling_out_of_memory
+from .config import FineTuneConfig, UnlearnConfig
+from .memory import is_out_of_memory
 from .processes import is_main_process, processes
 from .trainer import FineTuneTrainer, TrainingDiverged, UnlearnTrainer
 from .training_folder import TrainingFolder
@@ -236,3 +236,36 @@ def _reload(trainer: FineTuneTrainer, weights: Path) -> PreTrainedModel | PeftMo
 
 def _is_failed_write(error: BaseException) -> bool:
     return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error)
+
+
+@contextmanager
+def telling_out_of_memory(args: FineTuneConfig | None = None) -> Iterator[None]:
+    """
+    Inside the context, to run out of memory is an error that says what to lower.
+
+    Args:
+        args ([`~unlearn.config.FineTuneConfig`], *optional*):
+            Training arguments, where there is training.
+
+    Raises:
+        UserError: If the memory does not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = _out_of_memory(args) if args else "out of memory; use smaller images (--max-pixels)"
+        raise UserError(what) from error
+
+
+def _out_of_memory(args: FineTuneConfig) -> str:
+    lower = "--images-per-step"
+    if isinstance(args, UnlearnConfig):
+        lower = "--forget-per-step and --retain-per-step"
+    remedies = [f"lower {lower} ({args.per_device_train_batch_size} images a batch) and raise --accumulation"]
+    if not args.activation_checkpointing:
+        remedies.append("--set activation_checkpointing=true")
+    if not args.use_peft:
+        remedies.append("--lora")
+    return f"out of memory; {', or '.join([*remedies, 'use smaller images (--max-pixels)'])}"

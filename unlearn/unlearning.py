@@ -22,7 +22,6 @@ from .answers import score_dataset
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
 from .grouping import group_by_image
-from .memory import in_batches_that_fit, telling_out_of_memory
 from .methods import INITIAL, EditingMethod, GradientMethod
 from .packing import PackedCollator
 from .preconditions import (
@@ -47,6 +46,7 @@ from .training import (
     Trained,
     fingerprint,
     run_trainer,
+    telling_out_of_memory,
     what_matters,
 )
 
@@ -165,15 +165,7 @@ def unlearn(
             assert isinstance(instance, GradientMethod) and in_progress
             args = _config(instance, level, RESUMABLE | training, str(in_progress.path), quiet=quiet)
             base, processor = load_checkpoint(model, max_pixels=max_pixels, **args.load_arguments())
-            collator = recipe.collator(
-                processor,
-                folder,
-                views=views,
-                workers=workers,
-                pack=args.pack_images,
-                seed=args.seed,
-                max_length=args.max_length,
-            )
+            collator = recipe.collator(processor, folder, args, views=views, workers=workers)
             collator.check(grouped, quiet=bool(args.disable_tqdm))
             trained = run_trainer(UnlearnTrainer(base, args, grouped, processor, collator), in_progress)
             info |= {
@@ -182,9 +174,7 @@ def unlearn(
                 "kept_step": trained.kept_step,
                 "stopped": trained.stopped,
             }
-        scores = in_batches_that_fit(
-            lambda images: exact_match_by_side(trained.model, processor, grouped, batch_size=images)
-        )
+        scores = exact_match_by_side(trained.model, processor, grouped)
         with output.writing() as is_writer:
             if is_writer:
                 info["exact_match"] = scores
@@ -237,15 +227,11 @@ def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.D
 
 
 def exact_match_by_side(
-    model: PreTrainedModel | PeftModel,
-    processor: ProcessorMixin,
-    grouped: datasets.Dataset,
-    *,
-    batch_size: int = 16,
+    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, grouped: datasets.Dataset
 ) -> dict[str, dict[str, float]]:
     """Exact match for each task, on rows to forget and on rows to retain."""
     exact: dict[str, dict[str, list[bool]]] = {"forget": {}, "retain": {}}
-    for result in score_dataset(model, processor, grouped, batch_size=batch_size):
+    for result in score_dataset(model, processor, grouped, batch_size=16):
         side = exact["forget" if result["forget"] else "retain"]
         side.setdefault(result["task"], []).append(result["exact"])
     return {

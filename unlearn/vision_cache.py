@@ -42,7 +42,7 @@ class VisionCache:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.autocast = autocast
-        self.towers = [_tower(model) for model in models]
+        self.towers = [vision_tower(model) for model in models]
         self.tower = self.towers[0]
         if any(parameter.requires_grad for parameter in self.tower.parameters()):
             raise UserError(
@@ -112,7 +112,8 @@ def without_gradient(tower: Any) -> Iterator[None]:
         del tower.forward
 
 
-def _tower(model: nn.Module) -> Any:
+def vision_tower(model: nn.Module) -> Any:
+    """The vision tower of a Qwen2.5-VL model, bare or with an adapter."""
     return next(module for name, module in model.named_modules() if name.endswith("visual"))
 
 

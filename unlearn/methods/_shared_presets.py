@@ -6,16 +6,21 @@ Those of the peers are in images where the peers count rows: an image has about 
 from typing import Any
 
 
+LINEAR: dict[str, Any] = {
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "adam_beta2": 0.999,
+}
+"""What the peers' steps have in common: PyTorch's AdamW, a learning rate that falls to 0, and no warm-up."""
+
 OPEN_UNLEARNING: dict[str, Any] = {
     "learning_rate": 1e-5,
     "num_train_epochs": 10,
     # 32 rows of each kind.
     "forget_per_step": 2,
     "retain_per_step": 2,
-    "gradient_accumulation_steps": 1,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0,
-    "adam_beta2": 0.999,
+    **LINEAR,
 }
 """open-unlearning, `configs/trainer/finetune.yaml` and `scripts/tofu_unlearn.sh`."""
 
@@ -25,12 +30,10 @@ MLLMU_BENCH: dict[str, Any] = {
     # 4 rows, less than one image.
     "forget_per_step": 1,
     "retain_per_step": 0,
-    "gradient_accumulation_steps": 1,
     "schedule": "sequential",
-    # Theirs is linear, but takes one step an epoch.
+    **LINEAR,
+    # Theirs takes one step an epoch.
     "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "adam_beta2": 0.999,
     "use_peft": True,
     "lora_r": 16,
     "lora_alpha": 16,

@@ -73,10 +73,8 @@ class KLMin(GradientMethod):
         retained = batch.tokens_of(forget=False)  # (N,)
         current = batch.logits[retained].float().log_softmax(-1)  # (N', V)
         original = batch.reference_logits[retained].float().log_softmax(-1)  # (N', V)
-        divergence_of_token = functional.kl_div(current, original, log_target=True, reduction="none").sum(-1)  # (N',)
-        divergences = divergence_of_token.new_zeros(len(retained)).masked_scatter(
-            retained, divergence_of_token
-        )  # (N,)
+        of_retained = functional.kl_div(current, original, log_target=True, reduction="none").sum(-1)  # (N',)
+        divergences = of_retained.new_zeros(len(retained)).masked_scatter(retained, of_retained)  # (N,)
         divergence = batch.mean(divergences, forget=False, reduction=self.kl_reduction)
         loss = -self.forget_weight * batch.cross_entropy(forget=True) + self.kl_weight * divergence
         if self.retain_weight:
