@@ -9,7 +9,7 @@ import pytest
 
 from medforget_dataset import BuildOptions
 from unlearn import pipeline
-from unlearn.pipeline import Plan
+from unlearn.plans import PLANS, Plan, make_plan
 from unlearn.presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset
 
 
@@ -25,7 +25,7 @@ def finished(data_dir, tmp_path_factory):
     arguments = {"num_train_epochs": SMALL.epochs, "per_device_train_batch_size": SMALL.images_per_step}
     patch.setitem(FINETUNE_PRESETS, "tiny", arguments)
     patch.setitem(
-        pipeline.PLANS,
+        PLANS,
         "small",
         Plan(BuildOptions(institutions=4, patients=4, image_size=56), ("patient",), ("npo", "manu"), preset="tiny"),
     )
@@ -91,6 +91,6 @@ def test_a_lost_checkpoint_is_made_again_with_what_depends_on_it(finished, monke
 
 
 def test_another_seed_makes_everything_anew(tmp_path):
-    plan = pipeline._plan("demo", 3, None, None)
+    plan = make_plan("demo", seed=3)
     assert (plan.seed, plan.data.seed) == (3, 3)
-    assert dataclasses.asdict(plan) != dataclasses.asdict(pipeline.PLANS["demo"])
+    assert dataclasses.asdict(plan) != dataclasses.asdict(PLANS["demo"])

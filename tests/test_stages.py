@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from medforget_dataset.errors import UserError
-from unlearn.stages import Run, Stage
+from unlearn.stages import Run, Stage, stage_failures, stage_seconds
 
 
 def _touch(path):
@@ -27,7 +28,7 @@ def _stages(folder, size):
 def _execute(folder, stages, jobs):
     run = Run(folder, {})
     with run.lock():
-        run.execute(stages, jobs)
+        return run.execute(stages, jobs)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -58,6 +59,65 @@ def test_a_stage_that_fails_is_not_taken_for_done(tmp_path, jobs):
         _execute(folder, [Stage("a", folder / "a", _full_disk)], jobs)
     _execute(folder, [Stage("a", folder / "a", partial(_touch, folder / "a"))], jobs)
     assert (folder / "a").read_text() == "made"
+
+
+def _diverges():
+    raise ValueError("the loss is not a number\nat step 3")
+
+
+def _chain(folder, make, optional):
+    """Three stages of which each needs the one before, and one that needs none."""
+    return [
+        Stage("a", folder / "a", make, optional=optional),
+        Stage("b", folder / "b", partial(_touch, folder / "b"), after=("a",), optional=True),
+        Stage("c", folder / "c", partial(_touch, folder / "c"), after=("b",), optional=True),
+        Stage("d", folder / "d", partial(_touch, folder / "d")),
+    ]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_optional_stage_that_fails_leaves_a_hole_and_is_tried_again(tmp_path, jobs):
+    folder = tmp_path / "run"
+    failures = _execute(folder, _chain(folder, _diverges, True), jobs)
+    assert failures == {"a": "the loss is not a number", "b": "a failed", "c": "a failed"}
+    assert stage_failures(folder) == failures
+    assert list(stage_seconds(folder)) == ["d"]
+    assert _execute(folder, _chain(folder, partial(_touch, folder / "a"), True), jobs) == {}
+    assert stage_failures(folder) == {}
+    assert {name: (folder / name).read_text().count("made") for name in "abcd"} == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_stage_that_is_not_optional_ends_the_run(tmp_path, jobs):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="not a number"):
+        _execute(folder, _chain(folder, _diverges, False), jobs)
+    assert not (folder / "b").exists()
+
+
+def _dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_ends_the_run_even_in_an_optional_stage(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(BrokenProcessPool):
+        _execute(folder, [Stage("a", folder / "a", _dies, optional=True), _chain(folder, _diverges, True)[-1]], 2)
+
+
+def test_the_plan_is_told_first_with_the_time_that_is_left(tmp_path, caplog):
+    folder = tmp_path / "run"
+    stages = [
+        Stage(name, folder / name, partial(_touch, folder / name), kind=kind, seconds=seconds)
+        for name, kind, seconds in (("a", "train", 600.0), ("b", "probe", 60.0), ("c", "probe", 60.0))
+    ]
+    with caplog.at_level("INFO", logger="unlearn.stages"):
+        _execute(folder, stages[:1], 1)
+        _execute(folder, stages, 2)
+    assert [line for line in caplog.messages if "stages to do" in line] == [
+        "1 of 1 stages to do (1 × train), 1 at a time; about 10 minutes left",
+        "2 of 3 stages to do (2 × probe), 2 at a time; about 1 minutes left",
+    ]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

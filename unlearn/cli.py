@@ -95,7 +95,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    from .pipeline import PLANS
+    from .plans import PLANS
 
     parser.set_defaults(run=_run)
     parser.description = (
@@ -117,7 +117,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from .pipeline import run
 
-    report = run(
+    report, failures = run(
         args.preset,
         name=args.name,
         runs=args.runs,
@@ -128,7 +128,9 @@ def _run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
     )
     say(f"report: {report}")
-    return 0
+    for name, reason in failures.items():
+        say(f"missing in it: {name}: {reason}")
+    return int(bool(failures))
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

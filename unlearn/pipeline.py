@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from harness_tasks.evaluate import evaluate_checkpoint, tasks_digest
-from medforget_dataset import LEVELS, BuildOptions, build
+from medforget_dataset import BuildOptions, build
 from medforget_dataset.atomic import write_text
 from medforget_dataset.builder import VERSION
 from medforget_dataset.errors import UserError
@@ -21,7 +21,10 @@ from medforget_dataset.training_views import training_views
 
 from .config import resolve
 from .finetune import finetune
-from .methods import METHODS, get_method
+from .measures.probe import probe_checkpoint
+from .measures.relearning import relearn
+from .methods import METHODS
+from .plans import Plan, make_plan
 from .presets import TINY_PRESETS
 from .pretrain import pretrain
 from .report import write_report
@@ -30,43 +33,11 @@ from .unlearning import unlearn
 
 
 EVALUATION_BATCH = 64
+FLAT = "-flat"
 
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a run does.
-
-    Args:
-        data ([`~medforget_dataset.BuildOptions`]): The dataset.
-        levels (`tuple[str, ...]`): Levels that are forgotten, each by every method.
-        methods (`tuple[str, ...]`): Methods of `unlearn.methods`.
-        preset (`str`): Recipe of the tiny model, and the presets of the methods that go with it.
-        finetune (`dict`): Training arguments of fine-tuning and retraining that differ from the recipe.
-        seed (`int`): Seed of training.
-    """
-
-    data: BuildOptions
-    levels: tuple[str, ...]
-    methods: tuple[str, ...]
-    preset: str = "tiny-robust"
-    finetune: dict[str, Any] = dataclasses.field(default_factory=dict)
-    seed: int = 0
-
-
-PLANS = {
-    "demo": Plan(
-        data=BuildOptions(institutions=4, patients=4),
-        levels=("patient",),
-        methods=("grad_diff", "kl_min", "npo", "manu"),
-        # Measured: with fewer passes, or a last learning rate of a tenth, a few identities of a quarter's patients are
-        # missed in one run and not in the next.
-        finetune={
-            "num_train_epochs": 85,
-            "per_device_train_batch_size": 2,
-            "lr_scheduler_kwargs": {"min_lr_rate": 0.02},
-        },
-    ),
-}
+# Seconds an image on one core of the machine of the documentation's figures, to say how long a run will take.
+BUILD, TURN, TRAIN, UNLEARN, EVALUATE, PROBE, RELEARN = 1.2, 0.6, 0.09, 0.07, 0.2, 0.1, 1.0
+PRETRAIN = 50.0
 
 
 def run(
@@ -79,11 +50,11 @@ def run(
     methods: Sequence[str] | None = None,
     workers: int | None = None,
     jobs: int | None = None,
-) -> Path:
+) -> tuple[Path, dict[str, str]]:
     """Do an experiment, or what is left of it to do.
 
     Args:
-        preset (`str`): A plan of `PLANS`.
+        preset (`str`): A plan of `unlearn.plans`.
         name (`str`, *optional*): Name of the run's folder, by default the preset's.
         runs (`Path`, *optional*, defaults to `runs`): Folder of all runs.
         seed (`int`, *optional*): Seed of the data and of training, by default the plan's.
@@ -93,43 +64,25 @@ def run(
         jobs (`int`, *optional*): Stages at a time, by default one a CPU core, and one where there is a GPU.
 
     Returns:
-        `Path`: The report.
+        `tuple[Path, dict[str, str]]`: The report, and what could not be done and is missing in it, with the reason.
 
     Raises:
         UserError: Unknown preset, level or method, or a folder that is not this version's run.
     """
-    plan = _plan(preset, seed, levels, methods)
+    plan = make_plan(preset, seed=seed, levels=levels, methods=methods)
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     settings = {"preset": preset, "plan": dataclasses.asdict(plan)}
     current = Run(runs / (name or preset), settings)
     with current.lock():
-        current.execute(_Experiment(plan, current.folder, workers).stages(), _default_jobs() if jobs is None else jobs)
-        return write_run_report(current.folder)
+        stages = _Experiment(plan, current.folder, workers).stages()
+        failures = current.execute(stages, _default_jobs() if jobs is None else jobs)
+        return write_run_report(current.folder), failures
 
 
 def _default_jobs() -> int:
     # A process takes about 1.5 GB, and more than eight stages are never ready at a time.
     return 1 if torch.cuda.is_available() else min(available_cores(), 8)
-
-
-def _plan(preset: str, seed: int | None, levels: Sequence[str] | None, methods: Sequence[str] | None) -> Plan:
-    if preset not in PLANS:
-        raise UserError(f"--preset {preset}: unknown preset; choose from {', '.join(PLANS)}")
-    plan = PLANS[preset]
-    for level in levels or ():
-        if level not in LEVELS:
-            raise UserError(f"--levels {level}: unknown level; choose from {', '.join(LEVELS)}")
-    for method in methods or ():
-        get_method(method)
-    if seed is not None:
-        plan = dataclasses.replace(plan, seed=seed, data=dataclasses.replace(plan.data, seed=seed))
-    # Each once, in the order given.
-    return dataclasses.replace(
-        plan,
-        levels=tuple(dict.fromkeys(levels or plan.levels)),
-        methods=tuple(dict.fromkeys(methods or plan.methods)),
-    )
 
 
 class _Experiment:
@@ -143,30 +96,54 @@ class _Experiment:
 
     def stages(self) -> list[Stage]:
         plan = self.plan
+        views = [self.turn()] if self.recipe.turned_views else []
         trained = [self.train("vanilla", "finetune")]
         trained += [self.train(f"retrained-{level}", f"{level}_retain") for level in plan.levels]
         unlearned = [self.unlearn(method, level) for level in plan.levels for method in plan.methods]
-        evaluated = [self.evaluate("vanilla", plan.levels), self.evaluate("vanilla", plan.levels, wrong_image=True)]
-        for level in plan.levels:
-            evaluated += [self.evaluate(f"{name}-{level}", (level,)) for name in ("retrained", *plan.methods)]
-        views = [self.turn()] if self.recipe.turned_views else []
-        return [self.build(), *views, self.pretrain(), *trained, *unlearned, *evaluated]
+        unlearned += [self.unlearn(method, level, FLAT) for level in plan.levels for method in plan.flat_methods]
+        return [*self.build_all(), *views, self.pretrain(), *trained, *unlearned, *self.measured()]
 
-    def build(self) -> Stage:
-        options = dataclasses.asdict(self.plan.data)
-        make = partial(build, self.data, workers=self.workers, **options)
-        return Stage("build", self.data, make, inputs=options | {"version": VERSION})
+    def measured(self) -> list[Stage]:
+        """What is asked of every model."""
+        plan = self.plan
+        stages = [self.evaluate("vanilla", plan.levels), self.probe("vanilla")]
+        stages.append(self.evaluate("vanilla", plan.levels, ("forget", "retain"), wrong_image=True))
+        for level in plan.levels:
+            for model in (f"{name}-{level}" for name in ("retrained", *plan.methods)):
+                stages += [self.evaluate(model, (level,)), self.probe(model)]
+                if level in plan.relearned_levels:
+                    stages.append(self.relearn(model, level))
+            stages += [self.evaluate(f"{method}-{level}{FLAT}", (level,), ("forget",)) for method in plan.flat_methods]
+        return stages
+
+    def build_all(self) -> list[Stage]:
+        """The dataset; the same studies with as many rows forgotten at random; and patients that no model sees."""
+        plan = self.plan
+        stages = [self.build("build", self.data, plan.data)]
+        if plan.flat_methods:
+            flat = dataclasses.replace(plan.data, selection="flat")
+            stages.append(self.build(f"build{FLAT}", self.folder / f"medforget{FLAT}", flat))
+        if plan.unseen:
+            stages.append(self.build("build-unseen", self.folder / "medforget-unseen", plan.unseen))
+        return stages
+
+    def build(self, name: str, out: Path, options: BuildOptions) -> Stage:
+        inputs = dataclasses.asdict(options)
+        make = partial(build, out, workers=self.workers, **inputs)
+        return Stage(name, out, make, inputs=inputs | {"version": VERSION}, kind="build", seconds=self.cost(BUILD))
 
     def turn(self) -> Stage:
         size = self.recipe.image_size
         make = partial(training_views, self.data, size=size, file=self.views, workers=self.workers)
-        return Stage("views", self.views, make, after=("build",), inputs={"size": size})
+        return Stage(
+            "views", self.views, make, after=("build",), inputs={"size": size}, kind="build", seconds=self.cost(TURN)
+        )
 
     def pretrain(self) -> Stage:
         out, seed = self.folder / "pretrained", self.plan.seed
         make = partial(pretrain, self.data, out, preset=self.plan.preset, seed=seed)
         inputs = {"recipe": dataclasses.asdict(self.recipe), "seed": seed}
-        return Stage("pretrain", out, make, after=("build",), inputs=inputs)
+        return Stage("pretrain", out, make, after=("build",), inputs=inputs, kind="train", seconds=PRETRAIN)
 
     def train(self, name: str, config: str) -> Stage:
         arguments = {"preset": self.plan.preset, "seed": self.plan.seed, **self.plan.finetune}
@@ -182,15 +159,25 @@ class _Experiment:
             **arguments,
         )
         after = ("build", "pretrain", *(("views",) if self.recipe.turned_views else ()))
-        return Stage(name, self.folder / name, make, after=after, inputs={"config": config, **arguments})
+        passes = arguments.get("num_train_epochs", self.recipe.epochs)
+        return Stage(
+            name,
+            self.folder / name,
+            make,
+            after=after,
+            inputs={"config": config, **arguments},
+            kind="train",
+            seconds=self.cost(TRAIN * passes),
+        )
 
-    def unlearn(self, method: str, level: str) -> Stage:
-        out, presets = self.folder / f"{method}-{level}", METHODS[method].presets
+    def unlearn(self, method: str, level: str, flat: str = "") -> Stage:
+        out, presets = self.folder / f"{method}-{level}{flat}", METHODS[method].presets
         preset = self.plan.preset if self.plan.preset in presets else None
-        seed: dict[str, Any] = {"seed": self.plan.seed} if METHODS[method].uses_gradients else {}
+        arguments: dict[str, Any] = {"seed": self.plan.seed} if METHODS[method].uses_gradients else {}
+        arguments |= self.plan.unlearn.get(method, {})
         make = partial(
             unlearn,
-            self.data,
+            self.folder / f"medforget{flat}",
             out,
             model=self.folder / "vanilla",
             method=method,
@@ -199,21 +186,67 @@ class _Experiment:
             views=self.views,
             resume=True,
             overwrite=True,
-            **seed,
+            **arguments,
         )
-        instance, training = resolve(method, preset, **seed)
-        return Stage(out.name, out, make, after=("vanilla",), inputs={"method": instance.arguments(), **training})
+        instance, training = resolve(method, preset, **arguments)
+        return Stage(
+            out.name,
+            out,
+            make,
+            after=("vanilla", *((f"build{flat}",) if flat else ())),
+            inputs={"method": instance.arguments(), **training},
+            kind="unlearn",
+            seconds=self.cost(UNLEARN * training.get("num_train_epochs", 1)),
+            optional=True,
+        )
 
-    def evaluate(self, checkpoint: str, levels: Sequence[str], *, wrong_image: bool = False) -> Stage:
+    def evaluate(
+        self, checkpoint: str, levels: Sequence[str], splits: Sequence[str] = (), *, wrong_image: bool = False
+    ) -> Stage:
+        """Ask a model the rows of these splits, by default of all and of `general_med`."""
         name = f"{checkpoint}-wrong-image" if wrong_image else checkpoint
-        splits = ("forget", "retain") if wrong_image else ("forget", "retain", "rephrase")
-        tags = [f"medforget_{level}_{split}" for level in levels for split in splits]
-        tags += [] if wrong_image else ["medforget_general_med"]
+        asked = splits or ("forget", "retain", "rephrase", "attack")
+        tags = [f"medforget_{level}_{split}" for level in levels for split in asked]
+        tags += [] if splits else ["medforget_general_med"]
         out = self.folder / "evaluation" / f"{name}.json"
         make = partial(_evaluate, self.folder / checkpoint, self.data, tags, out, wrong_image)
         return Stage(
-            f"evaluate-{name}", out, make, after=("build", checkpoint), inputs={"tags": tags, "tasks": tasks_digest()}
+            f"evaluate-{name}",
+            out,
+            make,
+            after=("build", checkpoint),
+            inputs={"tags": tags, "tasks": tasks_digest()},
+            kind="evaluate",
+            seconds=self.cost(EVALUATE),
+            optional=True,
         )
+
+    def probe(self, checkpoint: str) -> Stage:
+        out = self.folder / "probes" / f"{checkpoint}.parquet"
+        unseen = self.folder / "medforget-unseen" if self.plan.unseen else None
+        make = partial(probe_checkpoint, self.folder / checkpoint, self.data, out, unseen=unseen)
+        after = ("build", checkpoint, *(("build-unseen",) if unseen else ()))
+        return Stage(
+            f"probe-{checkpoint}", out, make, after=after, kind="probe", seconds=self.cost(PROBE), optional=True
+        )
+
+    def relearn(self, checkpoint: str, level: str) -> Stage:
+        out = self.folder / "relearning" / f"{checkpoint}.json"
+        make = partial(relearn, self.data, self.folder / checkpoint, level, out)
+        return Stage(
+            f"relearn-{checkpoint}",
+            out,
+            make,
+            after=("build", checkpoint),
+            inputs={"level": level},
+            kind="relearn",
+            seconds=self.cost(RELEARN),
+            optional=True,
+        )
+
+    def cost(self, seconds: float) -> float:
+        """Seconds that something takes which takes so long for one image."""
+        return seconds * self.plan.images
 
 
 def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_image: bool) -> None:

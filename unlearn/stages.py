@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from typing import Any
 from medforget_dataset.atomic import sweep, write_text
 from medforget_dataset.errors import UserError
 
-from .workers import Workers
+from .workers import SURVIVABLE, Workers
 
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ class Stage:
         make (`Callable`): Does the work; a `functools.partial` of a function of a module, so that another process can.
         after (`tuple[str, ...]`, *optional*): Stages whose output it reads; when one of them is made anew, so is this.
         inputs (`dict`, *optional*): What else the output depends on; anything JSON can hold.
+        kind (`str`, *optional*): What it does, in one word, for the plan.
+        seconds (`float`, *optional*, defaults to `0`): What it is expected to take on one CPU core.
+        optional (`bool`, *optional*, defaults to `False`): Whether the others go on when it fails.
     """
 
     name: str
@@ -42,6 +47,9 @@ class Stage:
     make: Callable[[], Any]
     after: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    seconds: float = 0.0
+    optional: bool = False
 
 
 class Run:
@@ -79,13 +87,16 @@ class Run:
             write_text(self.folder / RUN_FILE, json.dumps({"format": RUN_FORMAT, **self.settings}, indent=2) + "\n")
             yield
 
-    def execute(self, stages: Sequence[Stage], jobs: int = 1) -> None:
+    def execute(self, stages: Sequence[Stage], jobs: int = 1) -> dict[str, str]:
         """Do the stages that are not done, in an order that respects what they read.
 
         Args:
             stages (`Sequence[Stage]`): Stages, each after those it reads.
             jobs (`int`, *optional*, defaults to `1`): Stages at a time. With one they run in this process; with more
                 each runs in a process of its own with its share of the CPU cores, and writes to `logs/NAME.log`.
+
+        Returns:
+            `dict[str, str]`: The optional stages that could not be done, and why.
         """
         keys: dict[str, str] = {}
         todo: list[Stage] = []
@@ -99,25 +110,101 @@ class Run:
                 continue
             (self.records / f"{stage.name}.json").unlink(missing_ok=True)
             todo.append(stage)
+        _tell_plan(stages, todo, jobs)
+        progress = _Progress(todo, jobs)
+        failures: dict[str, str] = {}
+
+        def done(stage: Stage, seconds: float) -> None:
+            self._record(stage, {"key": keys[stage.name], "seconds": round(seconds, 1)})
+            progress.ended(stage, seconds)
+            logger.info("%-28s %.0f s, %s", stage.name, seconds, progress.left())
+
+        def failed(stage: Stage, error: Exception) -> set[str]:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            lost = {stage.name: reason} | {name: f"{stage.name} failed" for name in _followers(todo, stage.name)}
+            for name, why in lost.items():
+                progress.ended(next(other for other in todo if other.name == name), None)
+                self._record(next(other for other in todo if other.name == name), {"failed": why})
+            failures.update(lost)
+            logger.error("%-28s failed: %s", stage.name, reason)
+            return set(lost)
+
         if jobs > 1 and todo:
             with Workers(self.folder / "logs", jobs) as workers:
-                workers.run(todo, lambda stage, seconds: self._record(stage, keys[stage.name], seconds))
-            return
-        for stage in todo:
-            logger.info("%-28s ...", stage.name)
-            start = time.monotonic()
-            stage.make()
-            self._record(stage, keys[stage.name], time.monotonic() - start)
+                workers.run(todo, done, failed)
+        else:
+            _one_by_one(todo, done, failed)
+        return failures
 
     def _is_done(self, stage: Stage, key: str) -> bool:
         record = _read_json(self.records / f"{stage.name}.json")
         return stage.output.exists() and record.get("key") == key and "seconds" in record
 
-    def _record(self, stage: Stage, key: str, seconds: float) -> None:
+    def _record(self, stage: Stage, content: dict[str, Any]) -> None:
         self.records.mkdir(exist_ok=True)
-        content = json.dumps({"key": key, "seconds": round(seconds, 1)})
-        write_text(self.records / f"{stage.name}.json", content + "\n")
-        logger.info("%-28s %.0f s", stage.name, seconds)
+        write_text(self.records / f"{stage.name}.json", json.dumps(content) + "\n")
+
+
+class _Progress:
+    """How long the stages that are left will take, as those that have ended tell.
+
+    Args:
+        stages (`Sequence[Stage]`): All that are to be done.
+        jobs (`int`): Stages at a time.
+    """
+
+    def __init__(self, stages: Sequence[Stage], jobs: int):
+        self.waiting = {stage.name: stage.seconds for stage in stages}
+        self.jobs = jobs
+        self.expected = self.taken = 0.0
+
+    def ended(self, stage: Stage, seconds: float | None) -> None:
+        """Tell that a stage has ended, after so many seconds, or cannot be done."""
+        expected = self.waiting.pop(stage.name)
+        if seconds is not None and expected:
+            self.expected += expected
+            self.taken += seconds
+
+    def left(self) -> str:
+        """The time left, in words."""
+        rate = self.taken / self.expected if self.expected else 1.0
+        return f"about {math.ceil(sum(self.waiting.values()) * rate / self.jobs / 60)} minutes left"
+
+
+def _tell_plan(stages: Sequence[Stage], todo: Sequence[Stage], jobs: int) -> None:
+    kinds = Counter(stage.kind for stage in todo if stage.kind)
+    if kinds:
+        listed = ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
+        left = _Progress(todo, jobs).left()
+        logger.info("%d of %d stages to do (%s), %d at a time; %s", len(todo), len(stages), listed, jobs, left)
+
+
+def _followers(stages: Sequence[Stage], name: str) -> list[str]:
+    """The stages that need a stage, directly or through others."""
+    lost = [name]
+    for stage in stages:
+        if set(stage.after) & set(lost):
+            lost.append(stage.name)
+    return lost[1:]
+
+
+def _one_by_one(
+    stages: Sequence[Stage], done: Callable[[Stage, float], None], failed: Callable[[Stage, Exception], set[str]]
+) -> None:
+    lost: set[str] = set()
+    for stage in stages:
+        if stage.name in lost:
+            continue
+        logger.info("%-28s ...", stage.name)
+        start = time.monotonic()
+        try:
+            stage.make()
+        except SURVIVABLE as error:
+            if not stage.optional:
+                raise
+            lost |= failed(stage, error)
+        else:
+            done(stage, time.monotonic() - start)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -143,6 +230,12 @@ def stage_seconds(folder: Path) -> dict[str, float]:
     records = sorted((folder / ".stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
     contents = {path.stem: _read_json(path) for path in records}
     return {name: content["seconds"] for name, content in contents.items() if "seconds" in content}
+
+
+def stage_failures(folder: Path) -> dict[str, str]:
+    """The stages of a run that could not be done, and why."""
+    contents = {path.stem: _read_json(path) for path in sorted((folder / ".stages").glob("*.json"))}
+    return {name: content["failed"] for name, content in contents.items() if "failed" in content}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

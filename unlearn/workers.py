@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .stages import Stage
 
 logger = logging.getLogger(__name__)
+
+# What one stage's settings or data can bring about. Anything else, such as a full disk, would meet the next too.
+SURVIVABLE = (ValueError, RuntimeError, MemoryError)
 
 _POLL_SECONDS = 1.0
 _PERCENT = re.compile(rb"(\d+)%\|")
@@ -55,12 +58,19 @@ class Workers:
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, stages: Sequence[Stage], finished: Callable[[Stage, float], None]) -> None:
+    def run(
+        self,
+        stages: Sequence[Stage],
+        finished: Callable[[Stage, float], None],
+        failed: Callable[[Stage, Exception], set[str]] | None = None,
+    ) -> None:
         """Run stages, each when those it reads are done, and show how far each has come.
 
         Args:
             stages (`Sequence[Stage]`): What to do.
             finished (`Callable`): Told each stage and its duration in seconds.
+            failed (`Callable`, *optional*): Told each optional stage that failed, and with what; returns the names of
+                the stages that cannot be done for it, itself included.
         """
         waiting, running = list(stages), dict[Future, "Stage"]()
         with tqdm(total=len(stages), desc="stages", unit="stage") as bar, logging_redirect_tqdm():
@@ -73,10 +83,18 @@ class Workers:
                 done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     stage = running.pop(future)
-                    if future.exception():
+                    error = future.exception()
+                    lost = {stage.name}
+                    if error:
                         logger.error("%s failed; what it printed is in %s", stage.name, self._log(stage))
-                    finished(stage, future.result())
-                    bar.update()
+                    # A process that died takes all others of its pool with it.
+                    survivable = isinstance(error, SURVIVABLE) and not isinstance(error, BrokenExecutor)
+                    if failed and stage.optional and survivable:
+                        lost = failed(stage, error)
+                        waiting = [other for other in waiting if other.name not in lost]
+                    else:
+                        finished(stage, future.result())
+                    bar.update(len(lost))
                 bar.set_postfix_str(" · ".join(f"{s.name} {_progress(self._log(s))}" for s in running.values()))
 
     def _log(self, stage: Stage) -> Path:
