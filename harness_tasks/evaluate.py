@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ from lm_eval.api.registry import get_model
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from medforget_dataset.atomic import write_text
 from medforget_dataset.errors import UserError
+from medforget_dataset.questions import negation, terms
+
+from .judges import JudgeSettings
 
 
 TASKS_FOLDER = Path(__file__).parent
+# What a task scores and says that is not a number of its rows.
+NOT_OF_A_ROW = ("judge", "judge_failed")
 
 
 def evaluate_checkpoint(
@@ -30,6 +36,7 @@ def evaluate_checkpoint(
     limit: int | None = None,
     output_path: str | os.PathLike | None = None,
     wrong_image: bool = False,
+    judge: JudgeSettings | None = None,
 ) -> dict[str, dict[str, Any]]:
     """
     Score a checkpoint on lm-eval tasks of this folder, as the stock `lm_eval --model hf-multimodal` does.
@@ -49,31 +56,34 @@ def evaluate_checkpoint(
         limit (`int`, *optional*):
             Ask only this many rows of each task.
         output_path (`str` or `os.PathLike`, *optional*):
-            Folder for the answers: a file TASK.jsonl with the id, question, answer, response and scores of each row.
+            Folder for the answers: a file TASK.jsonl with the id, question, answer, response and scores of each row,
+            `null` for a score that is missing.
         wrong_image (`bool`, *optional*, defaults to `False`):
             Ask every row about the image of another patient's study, the control for what is answered unseen.
+        judge ([`~harness_tasks.judges.JudgeSettings`], *optional*):
+            Who marks generated sections, by default the lexical judge.
 
     Returns:
-        `dict[str, dict]`: For each task `{"metrics": {name: value}, "n": rows}`, values between 0 and 1.
+        `dict[str, dict]`: For each task `{"metrics": {name: value}, "n": rows, "version": number}`, values between 0
+        and 1, or `None` if no row has one. Generation tasks also have `"judge"`, whose marks are behind `factuality`
+        and `gen_score`; and `"missing": {name: rows}` where rows have none.
 
     Raises:
-        UserError: If the checkpoint is no folder with a model and a processor, a task is unknown, or the data is
-            missing, damaged, or without rows for a task.
+        UserError: If the checkpoint is no folder with a model, a processor and a chat template, a task is unknown, the
+            data is missing, damaged, or without rows for a task, or the judge cannot be asked.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns once a task that metadata exists
     checkpoint = _checked(Path(checkpoint))
     metadata = {"pretrained": str(checkpoint), "data": str(data_dir), "wrong_image": wrong_image}
+    metadata |= judge.metadata() if judge else {}
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
     names = _names(manager, tasks)
     try:
         loaded = manager.load(names)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
-    on_gpu = torch.cuda.is_available()
-    model = get_model("hf-multimodal").create_from_arg_obj(
-        {"pretrained": str(checkpoint), "dtype": "auto" if on_gpu else "float32"},
-        {"device": "cuda" if on_gpu else "cpu", "batch_size": batch_size},
-    )
+    model = _model(checkpoint, batch_size)
+    scored = {name: _recorded(task) for name, task in loaded["tasks"].items()}
     gc.collect()
     gc.freeze()  # hf-multimodal collects garbage after every batch: 0.3 s each over all that is loaded by now
     try:
@@ -94,16 +104,20 @@ def evaluate_checkpoint(
         raise UserError(f"{data_dir}: {error}") from error
     finally:
         gc.unfreeze()
+    rows = {name: _rows(task, scored[name]) for name, task in loaded["tasks"].items()}
     if output_path:
-        for name, task in loaded["tasks"].items():
-            _write_answers(Path(output_path) / f"{name}.jsonl", task)
-    return {name: _scores(results, name) for name in loaded["tasks"]}
+        for name, of_task in rows.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_task)
+            write_text(Path(output_path) / f"{name}.jsonl", lines)
+    return {name: _scores(results, name, rows[name]) for name in loaded["tasks"]}
 
 
 def tasks_digest() -> str:
-    """Hexadecimal digest of everything in this folder that a score depends on: the task files and their code."""
+    """Hexadecimal digest of all that a score depends on: the task files, their code and the judges'."""
+    paths = [*TASKS_FOLDER.glob("*yaml"), TASKS_FOLDER / "rows.py", TASKS_FOLDER / "scores.py"]
+    paths += [*(TASKS_FOLDER / "judges").glob("*.py"), *(Path(str(module.__file__)) for module in (negation, terms))]
     digest = hashlib.sha256()
-    for path in sorted([*TASKS_FOLDER.glob("*yaml"), TASKS_FOLDER / "rows.py", TASKS_FOLDER / "scores.py"]):
+    for path in sorted(paths, key=lambda path: path.name):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -116,6 +130,24 @@ def _checked(checkpoint: Path) -> Path:
     return checkpoint
 
 
+def _model(checkpoint: Path, batch_size: int) -> Any:
+    on_gpu = torch.cuda.is_available()
+    try:
+        model: Any = get_model("hf-multimodal").create_from_arg_obj(
+            {"pretrained": str(checkpoint), "dtype": "auto" if on_gpu else "float32"},
+            {"device": "cuda" if on_gpu else "cpu", "batch_size": batch_size},
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{checkpoint}: model or processor cannot be loaded ({reason})") from error
+    if not model.processor.chat_template:
+        raise UserError(
+            f"{checkpoint}: has no chat template (chat_template.jinja), without which prompts are not those of "
+            "training; save the model's processor there"
+        )
+    return model
+
+
 def _names(manager: TaskManager, tasks: Sequence[str]) -> list[str]:
     unknown = [pattern for pattern in tasks if not manager.match_tasks([pattern])]
     if unknown or not tasks:
@@ -125,17 +157,42 @@ def _names(manager: TaskManager, tasks: Sequence[str]) -> list[str]:
     return manager.match_tasks(list(tasks))
 
 
-def _scores(results: dict[str, Any], task: str) -> dict[str, Any]:
+def _recorded(task: Any) -> dict[str, dict[str, Any]]:
+    """Have a task keep what it scores; the scores of each row by its id, filled while lm-eval runs."""
+    kept: dict[str, dict[str, Any]] = {}
+    process_results = task.config.process_results
+
+    def keep(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        kept[doc["id"]] = scores = process_results(doc, results)
+        return scores
+
+    task.config.process_results = keep
+    return kept
+
+
+def _rows(task: Task, scored: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for request in task.instances:
+        row = {name: request.doc[name] for name in ("id", "question", "answer")} | {"response": request.resps[0]}
+        for name, value in scored[row["id"]].items():
+            if name not in NOT_OF_A_ROW:
+                row[name] = value[name] if isinstance(value, Mapping) else value
+        rows.append(row)
+    return rows
+
+
+def _scores(results: dict[str, Any], task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     # lm-eval names a metric "acc,none" after its filter, and puts "acc_stderr,none" beside it.
     values = {name.removesuffix(",none"): value for name, value in results["results"][task].items() if "," in name}
-    metrics = {name: float(value) for name, value in values.items() if not name.endswith("_stderr")}
-    return {"metrics": metrics, "n": results["n-samples"][task]["effective"]}
-
-
-def _write_answers(path: Path, task: Task) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for request in task.instances:
-            row = {name: request.doc[name] for name in ("id", "question", "answer")}
-            scores = task.process_results(request.doc, request.resps)
-            file.write(json.dumps({**row, "response": request.resps[0], **scores}, ensure_ascii=False) + "\n")
+    names = [name for name in values if not name.endswith("_stderr") and name not in NOT_OF_A_ROW]
+    missing = {name: sum(row[name] is None for row in rows) for name in names}
+    scores = {
+        "metrics": {name: float(values[name]) if missing[name] < len(rows) else None for name in names},
+        "n": results["n-samples"][task]["effective"],
+        "version": results["versions"][task],
+    }
+    if "judge" in values:
+        scores["judge"] = values["judge"]
+    if any(missing.values()):
+        scores["missing"] = {name: count for name, count in missing.items() if count}
+    return scores

@@ -5,6 +5,7 @@ lm-eval imports this file by its path, from wherever the folder was copied to, s
 
 import functools
 import io
+import json
 import os
 import re
 from collections import defaultdict
@@ -34,7 +35,7 @@ def load(
     pretrained: str | None = None,
     tokenizer: str | None = None,
     revision: str = "main",
-    **_: Any,
+    **metadata: Any,
 ) -> dict[str, datasets.Dataset]:
     """
     Load the rows of one lm-eval task; the `custom_dataset` of every task.
@@ -54,6 +55,9 @@ def load(
             Ask every row about the image of another patient's study: what a model still answers was not seen.
         pretrained (`str`, *optional*), tokenizer (`str`, *optional*), revision (`str`, *optional*):
             Arguments of the model under evaluation, which tell the tokenizer that has the option letters.
+        **metadata (`Any`):
+            Settings of the judge (`judge`, `judge_…`) go into the column `judge` of generation rows, as JSON; other
+            keys are not ours.
 
     Returns:
         `dict[str, datasets.Dataset]`: The rows under `"test"`, images undecoded.
@@ -65,6 +69,9 @@ def load(
     OptionLetters.model = (tokenizer or pretrained, revision)
     source = find_data(data)
     rows = _read(source, config, split)
+    if task == "generation":
+        judge = {key: value for key, value in metadata.items() if key.startswith("judge")}
+        rows = rows.add_column("judge", [json.dumps(judge, sort_keys=True)] * len(rows))
     of_task = np.flatnonzero(np.array(rows["task"][:]) == rows.features["task"].str2int(task))
     if not len(of_task):
         raise ValueError(f"{source}: configuration {config} has no {task} rows in its split {split}")

@@ -32,21 +32,24 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def check_endpoint(url: str, *, restricted: bool, complies: str) -> None:
+def check_endpoint(
+    url: str, *, restricted: bool, complies: str, flags: tuple[str, str] = ("--endpoint", "--endpoint-complies")
+) -> None:
     """Refuse an endpoint to which restricted text must not go. Nothing is sent and no name is looked up.
 
     Args:
         url (`str`): The endpoint.
         restricted (`bool`): Whether the text that would be sent stands under an agreement.
         complies (`str`): Who agreed, under what terms, that it may go there; empty if nobody did.
+        flags (`tuple[str, str]`, *optional*): What the user gives `url` and `complies` by.
 
     Raises:
         UserError: The text is restricted, the endpoint is not this machine, and nobody agreed.
     """
     if restricted and not is_loopback(url) and not complies.strip():
         raise UserError(
-            f"--endpoint {url}: is not this machine, and the corpus is restricted: its text must not leave; serve a "
-            'model on 127.0.0.1, or state --endpoint-complies "who agreed, under what terms"'
+            f"{flags[0]} {url}: is not this machine, and the corpus is restricted: its text must not leave; serve a "
+            f'model on 127.0.0.1, or state {flags[1]} "who agreed, under what terms"'
         )
 
 

@@ -20,17 +20,18 @@ class OpenAIServer(ThreadingHTTPServer):
 
     `server.script` is called with each request's number and body, and returns a status, a function of the handler, or
     a function from the good fields to others; None answers well. `clozes` gives the cloze of a section's text, where
-    it matters which. `bodies` lists what arrived and `times` when, `answered` what was answered well, `tokens` the
-    bearer tokens.
+    it matters which, and `good` the good fields of requests of another kind. `bodies` lists what arrived and `times`
+    when, `answered` what was answered well, `tokens` the bearer tokens.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script=None, clozes=None):
+    def __init__(self, script=None, clozes=None, good=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script = script or (lambda number, body: None)
         self.clozes = clozes or {}
+        self.good = good or (lambda body: good_fields(body, self.clozes))
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.bodies, self.times, self.answered, self.tokens, self.lock = [], [], [], [], threading.Lock()
 
@@ -62,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.tokens.append(self.headers.get("Authorization", "").removeprefix("Bearer "))
         assert self.path == "/v1/chat/completions", self.path
         behaviour = self.server.script(number, body)
-        fields = good_fields(body, self.server.clozes)
+        fields = self.server.good(body)
         if isinstance(behaviour, int):
             return self.send({"error": {"message": f"told to answer {behaviour}"}}, behaviour)
         if getattr(behaviour, "of_handler", False):

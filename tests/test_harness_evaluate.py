@@ -5,9 +5,15 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
-from harness_tasks.evaluate import evaluate_checkpoint
+from harness_tasks.evaluate import TASKS_FOLDER, evaluate_checkpoint
 from medforget_dataset.errors import UserError
+
+
+def generate_version():
+    settings = yaml.load((TASKS_FOLDER / "_medforget_yaml").read_text(), yaml.BaseLoader)
+    return float(settings["metadata"]["version"])
 
 
 def test_scores_counts_and_answers(data_dir, tiny_checkpoint, tmp_path):
@@ -31,7 +37,12 @@ def test_scores_counts_and_answers(data_dir, tiny_checkpoint, tmp_path):
         for metric, value in score["metrics"].items():
             assert 0 <= value <= 1
             assert value == pytest.approx(sum(answer[metric] for answer in answers) / 3)
-    assert set(scores["medforget_study_forget_generation"]["metrics"]) == {"rouge_l", "exact_match"}
+    assert set(scores["medforget_study_forget_generation"]["metrics"]) == {
+        *("rouge_l", "exact_match", "exact_match_authors_code", "factuality", "gen_score")
+    }
+    assert set(scores["medforget_study_forget_cloze"]["metrics"]) == {"exact_match", "exact_match_authors_code"}
+    assert {score["version"] for score in scores.values()} == {generate_version()}
+    assert [name for name, score in scores.items() if "judge" in score] == ["medforget_study_forget_generation"]
     assert set(scores["medforget_general_med_classification"]["metrics"]) == {"acc"}
     chosen = (tmp_path / "medforget_study_forget_classification.jsonl").read_text().splitlines()
     assert {json.loads(line)["response"] for line in chosen} <= set("ABCD")
@@ -65,6 +76,12 @@ def test_what_the_user_can_mend_is_one_line(data_dir, tiny_checkpoint, tmp_path)
         ),
         ((tiny_checkpoint, data_dir, []), "matches an empty list"),
     ]
+    mute = shutil.copytree(tiny_checkpoint, tmp_path / "mute")
+    (mute / "chat_template.jinja").unlink()
+    cases.append(((mute, data_dir, ["medforget_patient_forget_cloze"]), "mute: has no chat template"))
+    empty = shutil.copytree(tiny_checkpoint, tmp_path / "empty")
+    (empty / "model.safetensors").unlink()
+    cases.append(((empty, data_dir, ["medforget_patient_forget_cloze"]), "empty: model or processor cannot be loaded"))
     bare = shutil.copytree(tiny_checkpoint, tmp_path / "bare")
     (bare / "processor_config.json").unlink()
     cases.append(((bare, data_dir, ["medforget"]), "bare: has no processor"))

@@ -12,8 +12,8 @@ from llm_asking import TEXT, ask_all
 from openai_server import OpenAIServer, of_handler, reset_connection, task_of
 
 from medforget_dataset import UserError
+from medforget_dataset.llm import client
 from medforget_dataset.questions import BLANK
-from medforget_dataset.questions.llm import client
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,9 @@ from medforget_dataset.build_log import BuildLog
 from medforget_dataset.cli import COMMANDS
 from medforget_dataset.corpora import embedded
 from medforget_dataset.hierarchy import Section
+from medforget_dataset.llm.cache import ReplyCache
 from medforget_dataset.questions import BLANK, template_questions
 from medforget_dataset.questions.cloze import choose_clozes
-from medforget_dataset.questions.llm.cache import ReplyCache
 from medforget_dataset.questions.llm.prompts import Ask, request
 from medforget_dataset.questions.llm.replies import Draft
 from medforget_dataset.questions.llm.wordings import set_apart

@@ -97,6 +97,27 @@ def first_affirmed(text: str, pattern: str, *, now: bool = True) -> int | None:
     return None
 
 
+def status(sentence: str, start: int, end: int) -> str:
+    """What a sentence says of the finding that it names at `[start, end)`.
+
+    Args:
+        sentence (`str`): One sentence of a report.
+        start (`int`), end (`int`): Where the finding stands in it.
+
+    Returns:
+        `str`: `"present"`, `"absent"` if it is ruled out, or `"asked"` if it belongs to the past or is only asked
+        about ("history of", "rule out").
+
+    Example:
+        >>> [status(text, *re.search("effusion", text).span()) for text in ("An effusion.", "No effusion is seen.")]
+        ['present', 'absent']
+    """
+    blanked = _FALSE.sub(lambda match: "-" * len(match[0]), sentence)
+    if _is_negated(blanked, start, end, now=False):
+        return "absent"
+    return "asked" if _is_negated(blanked, start, end, now=True) else "present"
+
+
 def _is_negated(sentence: str, start: int, end: int, now: bool) -> bool:
     clause_start = max((match.end() for match in _CLAUSE.finditer(sentence, 0, start)), default=0)
     following = _CLAUSE.search(sentence, end)

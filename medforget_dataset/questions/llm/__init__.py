@@ -6,24 +6,21 @@ replies, not on the order in which replies arrive or on how often a build was in
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
+from ...agreement import check_endpoint
 from ...build_log import BuildLog, SourceError
 from ...errors import UserError
 from ...hierarchy import StudyNode, stable_number
+from ...llm.cache import ReplyCache, default_folder
+from ...llm.client import CONCURRENCY, Endpoint, Gone, Unanswered, ask_each, check_address, check_client, run
+from ...llm.replies import Unusable
 from ...options import BuildOptions
 from ..classification import LETTERS
 from ..phrasings import Phrasings, SectionQuestions
-from .cache import ReplyCache, default_folder
-from .client import Endpoint, Gone, Unanswered, check_client, check_llm
-from .prompts import Ask
-from .replies import Draft, Unusable, read_reply
+from .prompts import Ask, request
+from .replies import Draft, read_reply
 from .wordings import set_apart
 
 
@@ -31,10 +28,7 @@ __all__ = ["CONCURRENCY", "check_llm", "default_folder", "llm_questions"]
 
 # How often a row is asked for in one build, each time with what was wrong before.
 ATTEMPTS = 3
-# Requests in flight; local servers batch about so many.
-CONCURRENCY = 8
 _TASKS = ("generation", "cloze", "classification")
-_T = TypeVar("_T")
 
 
 class _Outcome(NamedTuple):
@@ -44,6 +38,23 @@ class _Outcome(NamedTuple):
     problem: str
     refused: tuple[str, ...]
     model: str = ""
+
+
+def check_llm(options: BuildOptions, *, restricted: bool) -> None:
+    """Refuse an endpoint that is not fit to be sent reports, before anything is sent or a name looked up.
+
+    Args:
+        options ([`~medforget_dataset.options.BuildOptions`]): Names endpoint and model.
+        restricted (`bool`): Whether the reports must not leave this machine.
+
+    Raises:
+        UserError: No endpoint or model is named, the endpoint is not a plain http(s) address, or restricted text must
+            not go there.
+    """
+    if not options.endpoint or not options.llm_model:
+        raise UserError("--questions llm: needs --endpoint URL and --llm-model NAME")
+    check_address(options.endpoint, "--endpoint")
+    check_endpoint(options.endpoint, restricted=restricted, complies=options.endpoint_complies)
 
 
 def llm_questions(
@@ -78,9 +89,9 @@ def llm_questions(
         UserError: The endpoint must not be used or does not answer, or rows are missing and the build stops at faults.
     """
     check_llm(options, restricted=restricted)
-    check_client()
+    check_client("--questions llm")
     asks, cache = _asks(nodes, image, options.seed), cache or default_folder()
-    outcomes = _run(_ask_all(asks, options, ReplyCache(cache), concurrency))
+    outcomes = run(_ask_all(asks, options, ReplyCache(cache), concurrency))
     missing = [id for id, outcome in outcomes.items() if outcome.draft is None]
     _report(outcomes, missing, options, log, cache)
     drafts = {ask.id: outcomes[ask.id].draft or _fixed(ask, templates) for ask in asks}
@@ -114,51 +125,38 @@ def _asks(nodes: list[StudyNode], image: str, seed: int) -> list[Ask]:
     return [ask._replace(letter=letters.get(ask.id, ask.letter)) for ask in asks]
 
 
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own running
-        return thread.submit(asyncio.run, work).result()
-
-
 async def _ask_all(asks: list[Ask], options: BuildOptions, cache: ReplyCache, concurrency: int) -> dict[str, _Outcome]:
     outcomes: dict[str, _Outcome] = {}
-    waiting = iter(asks)
-    with tqdm(total=len(asks), desc=f"asking {options.llm_model}", unit="row") as bar:
-        async with Endpoint(options, cache) as endpoint:
+    endpoint = Endpoint(options.endpoint, cache)
 
-            async def work() -> None:
-                for ask in waiting:
-                    outcomes[ask.id] = await _ask_one(ask, endpoint, options.on_error)
-                    bar.set_postfix_str(f"{endpoint.tokens} tokens, {endpoint.cached} cached", refresh=False)
-                    bar.update()
+    async def ask_one(ask: Ask) -> None:
+        outcomes[ask.id] = await _ask_one(ask, endpoint, options)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(concurrency, len(asks))):
-                        group.create_task(work())
-            except ExceptionGroup as group_of_errors:
-                error = group_of_errors.exceptions[0]
-                if not isinstance(error, Gone):
-                    raise error from None
-                raise UserError(
-                    f"--endpoint {options.endpoint}: {error}; {len(asks) - len(outcomes)} of {len(asks)} rows are "
-                    f"missing; what was answered is kept in {cache.folder}: build again to go on"
-                ) from error
+    try:
+        await ask_each(endpoint, asks, ask_one, concurrency=concurrency, description=f"asking {options.llm_model}")
+    except Gone as error:
+        raise UserError(
+            f"--endpoint {options.endpoint}: {error}; {len(asks) - len(outcomes)} of {len(asks)} rows are "
+            f"missing; what was answered is kept in {cache.folder}: build again to go on"
+        ) from error
     return {ask.id: outcomes[ask.id] for ask in asks}
 
 
-async def _ask_one(ask: Ask, endpoint: Endpoint, on_error: str) -> _Outcome:
+async def _ask_one(ask: Ask, endpoint: Endpoint, options: BuildOptions) -> _Outcome:
     refused: list[str] = []
     limit = None
+
+    def body(form: str) -> dict[str, Any]:
+        by_schema = form == "json_schema"
+        return request(ask, refused, model=options.llm_model, seed=options.seed, by_schema=by_schema)
+
     while True:
         # What an earlier build was answered does not count against this one, so that building again tries again; but a
         # build that was interrupted ends with as many attempts as one that was not.
-        allowed = limit or (ATTEMPTS if on_error == "skip" else ATTEMPTS * (len(refused) // ATTEMPTS + 1))
+        most = ATTEMPTS if options.on_error == "skip" else ATTEMPTS * (len(refused) // ATTEMPTS + 1)
+        allowed = limit or most
         try:
-            answer = await endpoint.ask(ask, refused, send=len(refused) < allowed)
+            answer = await endpoint.ask(body, send=len(refused) < allowed)
         except Unanswered as error:
             return _Outcome(None, str(error), tuple(refused))
         if answer is None:

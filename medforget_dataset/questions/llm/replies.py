@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ...llm.replies import Reply, Unusable, read_object, shortened
 from ..classification import LETTERS, ClassificationKind
 from ..cloze import BLANK
 from ..phrasings import CLASSIFICATION, CLOZE, GENERATION, Phrasings, contains
 from ..terms import STOP_WORDS, find_terms, split_sentences
-from .client import Reply
 from .prompts import Ask, fields_of
 
 
@@ -41,10 +40,6 @@ class Draft(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-class Unusable(Exception):
-    """A reply that breaks a rule; the message tells the model which."""
-
-
 def wording_key(wording: str) -> str:
     """What makes two wordings the same: their words.
 
@@ -60,7 +55,7 @@ def read_reply(ask: Ask, reply: Reply) -> Draft:
 
     Args:
         ask ([`~medforget_dataset.questions.llm.prompts.Ask`]): The row it is for.
-        reply ([`~medforget_dataset.questions.llm.client.Reply`]): What was answered.
+        reply ([`~medforget_dataset.llm.replies.Reply`]): What was answered.
 
     Returns:
         [`Draft`]: The questions.
@@ -77,17 +72,8 @@ def read_reply(ask: Ask, reply: Reply) -> Draft:
 
 
 def _fields(task: str, reply: Reply) -> dict[str, Any]:
-    if reply.refusal or reply.finish_reason == "content_filter":
-        raise Unusable(f"refused: {_shortened(reply.refusal or reply.finish_reason)}")
-    if reply.finish_reason == "length":
-        raise Unusable("cut off before its end (finish_reason length): be brief")
-    try:
-        fields = json.loads(reply.content)
-    except ValueError:
-        raise Unusable(f"not JSON: {_shortened(reply.content)!r}") from None
     schema = fields_of(task)
-    if not isinstance(fields, dict) or set(fields) != set(schema):
-        raise Unusable(f"not an object with exactly the fields {', '.join(schema)}")
+    fields = read_object(reply, schema)
     for name, rule in schema.items():
         is_list = rule["type"] == "array"
         values = fields[name] if is_list else [fields[name]]
@@ -108,12 +94,12 @@ def _wording_problems(wordings: Phrasings) -> Iterator[str]:
     for wording in _all(wordings):
         key = wording_key(wording)
         if key in seen:
-            yield f"two wordings are the same: {_shortened(wording)!r}"
+            yield f"two wordings are the same: {shortened(wording)!r}"
         seen.add(key)
         if len(key.split()) > MAX_WORDS:
-            yield f"longer than {MAX_WORDS} words: {_shortened(wording)!r}"
+            yield f"longer than {MAX_WORDS} words: {shortened(wording)!r}"
         if BLANK in wording:
-            yield f"{BLANK} stands in a wording: {_shortened(wording)!r}"
+            yield f"{BLANK} stands in a wording: {shortened(wording)!r}"
 
 
 def _check_generation(ask: Ask, fields: dict, wordings: Phrasings) -> Iterator[str]:
@@ -124,11 +110,11 @@ def _check_generation(ask: Ask, fields: dict, wordings: Phrasings) -> Iterator[s
         without_name = re.sub(re.escape(name), " ", wording, flags=re.IGNORECASE)
         told = terms & {without_name[term.start : term.end].casefold() for term in find_terms(without_name)}
         if contains(wording, text):
-            yield f"the whole section stands in {_shortened(wording)!r}"
+            yield f"the whole section stands in {shortened(wording)!r}"
         elif told:
-            yield f"{sorted(told)[0]!r}, which the section says, stands in {_shortened(wording)!r}"
+            yield f"{sorted(told)[0]!r}, which the section says, stands in {shortened(wording)!r}"
         elif _quotes(without_name, text):
-            yield f"the section is quoted in {_shortened(wording)!r}"
+            yield f"the section is quoted in {shortened(wording)!r}"
 
 
 def _check_cloze(ask: Ask, fields: dict, wordings: Phrasings) -> Iterator[str]:
@@ -139,17 +125,17 @@ def _check_cloze(ask: Ask, fields: dict, wordings: Phrasings) -> Iterator[str]:
         yield f"{BLANK} occurs {sentence.count(BLANK)} times in the sentence, once needed"
         return
     if answer not in text:
-        yield f"the answer {_shortened(answer)!r} does not stand in the section"
+        yield f"the answer {shortened(answer)!r} does not stand in the section"
     elif sentence.replace(BLANK, answer) not in text:
         yield "the sentence with its answer put back does not stand in the section letter for letter"
     if not words or set(words) <= STOP_WORDS or len(words) > MAX_ANSWER_WORDS:
-        yield f"the answer {_shortened(answer)!r} is not a clinical detail of one to {MAX_ANSWER_WORDS} words"
+        yield f"the answer {shortened(answer)!r} is not a clinical detail of one to {MAX_ANSWER_WORDS} words"
     is_whole = sentence.replace(BLANK, answer) in split_sentences(text)
     if not is_whole and len(wording_key(sentence.replace(BLANK, " ")).split()) < MIN_CONTEXT:
         yield f"fewer than {MIN_CONTEXT} words stand around {BLANK}: take the whole sentence"
     for wording in (sentence, *_all(wordings)):
         if contains(wording, answer):
-            yield f"the answer {_shortened(answer)!r} stands in {_shortened(wording)!r}"
+            yield f"the answer {shortened(answer)!r} stands in {shortened(wording)!r}"
 
 
 def _check_classification(ask: Ask, fields: dict, wordings: Phrasings) -> Iterator[str]:
@@ -160,20 +146,20 @@ def _check_classification(ask: Ask, fields: dict, wordings: Phrasings) -> Iterat
         yield "two options are the same"
     for option in options:
         if _LABEL.search(option):
-            yield f"the option {_shortened(option)!r} depends on the order of the options"
+            yield f"the option {shortened(option)!r} depends on the order of the options"
     if fields["answer"] not in LETTERS[: len(options)]:
-        yield f"the answer {_shortened(fields['answer'])!r} is not one letter from A to D"
+        yield f"the answer {shortened(fields['answer'])!r} is not one letter from A to D"
         return
     right = options[LETTERS.index(fields["answer"])]
     for wording in _all(wordings):
         if contains(wording, right):
-            yield f"the right option {_shortened(right)!r} stands in {_shortened(wording)!r}"
+            yield f"the right option {shortened(right)!r} stands in {shortened(wording)!r}"
 
 
 def _name_problems(ask: Ask, wordings: Phrasings) -> Iterator[str]:
     for wording in _all(wordings):
         if not contains(wording, ask.section.name):
-            yield f"the section's name {ask.section.name!r} is missing in {_shortened(wording)!r}"
+            yield f"the section's name {ask.section.name!r} is missing in {shortened(wording)!r}"
 
 
 def _generation(ask: Ask, fields: dict, wordings: Phrasings) -> Draft:
@@ -220,8 +206,3 @@ def _flat(text: str) -> str:
 def _quotes(wording: str, text: str) -> bool:
     words, said = wording_key(wording).split(), f" {wording_key(text)} "
     return any(f" {' '.join(words[at : at + QUOTE])} " in said for at in range(len(words) - QUOTE + 1))
-
-
-def _shortened(text: str) -> str:
-    line = _flat(text)
-    return line if len(line) <= 80 else f"{line[:80]}…"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: what is sent to it, what is sent again, and what ends a build."""
+"""An OpenAI-compatible endpoint: what is sent to it, what is sent again, and what ends the asking."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import os
 import random
 import re
 from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ...agreement import check_endpoint, is_loopback
-from ...errors import UserError
-from ...options import BuildOptions
+from tqdm import tqdm
+
+from ..agreement import is_loopback
+from ..errors import UserError
 from .cache import ReplyCache
-from .prompts import Ask, request
+from .replies import Reply
 
 
 if TYPE_CHECKING:
@@ -30,17 +33,11 @@ RETRIES = 7
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 # Rows in a row that the endpoint fails to answer at all before it is taken for gone.
 GIVE_UP = 5
+# Requests in flight; local servers batch about so many.
+CONCURRENCY = 8
 _BUSY = (408, 409, 425, 429)
 _UNPROCESSABLE = (400, 413, 422)
-
-
-class Reply(NamedTuple):
-    """What a language model answered, whether it can be used or not."""
-
-    content: str
-    refusal: str
-    finish_reason: str
-    model: str
+_T = TypeVar("_T")
 
 
 class Unanswered(Exception):
@@ -59,54 +56,91 @@ class _Unprocessable(Unanswered):
     """The endpoint does not take this body; sending it again is of no use."""
 
 
-def check_llm(options: BuildOptions, *, restricted: bool) -> None:
-    """Refuse an endpoint that is not fit to be sent reports, before anything is sent or a name looked up.
+class Budget:
+    """How many requests may be sent in all, those that are sent again included.
+
+    Args:
+        limit (`int`): Requests.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.sent = limit, 0
+
+    def spend(self) -> None:
+        """Count a request, or raise [`Unanswered`] if it would be one too many."""
+        if self.sent >= self.limit:
+            raise Unanswered(f"the cap of {self.limit} requests is reached")
+        self.sent += 1
+
+
+def check_address(url: str, flag: str) -> None:
+    """Refuse what is no plain http(s) address, before anything is sent or a name looked up.
+
+    Args:
+        url (`str`): The endpoint.
+        flag (`str`): What the user named it by.
 
     Raises:
-        UserError: No endpoint or model is named, the endpoint is not a plain http(s) address, or restricted text must
-            not go there.
+        UserError: It holds a password or a query, or is not an address.
     """
-    if not options.endpoint or not options.llm_model:
-        raise UserError("--questions llm: needs --endpoint URL and --llm-model NAME")
     try:
-        parts = urlsplit(options.endpoint)
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"--endpoint: not an address: {error}") from error
-    # Never repeated in the message: the endpoint stands in the card and in build.json.
+        raise UserError(f"{flag}: not an address: {error}") from error
+    # Never repeated in the message: the endpoint stands in records.
     if parts.username is not None or parts.password is not None:
-        raise UserError("--endpoint: must not hold a user name or password; put the key into $OPENAI_API_KEY")
+        raise UserError(f"{flag}: must not hold a user name or password; put the key into $OPENAI_API_KEY")
     if parts.query or parts.fragment:
-        raise UserError("--endpoint: must not hold a query or fragment; put the key into $OPENAI_API_KEY")
+        raise UserError(f"{flag}: must not hold a query or fragment; put the key into $OPENAI_API_KEY")
     # What Python's and the client's parser could read differently has no place in an address.
-    plain = re.fullmatch(r"[!-~]+", options.endpoint) and "\\" not in options.endpoint
+    plain = re.fullmatch(r"[!-~]+", url) and "\\" not in url
     if parts.scheme not in ("http", "https") or not host or port == 0 or not plain:
-        raise UserError(f"--endpoint {options.endpoint!r}: must be http://HOST… or https://HOST…")
-    check_endpoint(options.endpoint, restricted=restricted, complies=options.endpoint_complies)
+        raise UserError(f"{flag} {url!r}: must be http://HOST… or https://HOST…")
 
 
-def check_client() -> None:
-    """Raise a `UserError` that says what to install unless the `openai` client is there."""
+def check_client(asker: str) -> None:
+    """Raise a `UserError` that says what to install for `asker` unless the `openai` client is there."""
     if importlib.util.find_spec("openai") is None:
-        raise UserError("--questions llm: needs the openai client: pip install 'medforget[llm]'")
+        raise UserError(f"{asker}: needs the openai client: pip install 'medforget[llm]'")
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end, in a notebook too, which has a loop of its own running."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 class Endpoint:
     """The endpoint with its cache; `async with` it. What is in the cache is not sent.
 
-    Redirects are not followed, so that no server can send a report on to another, and an endpoint on this machine is
-    spoken to directly whatever proxies the environment names.
+    The key is read from `$OPENAI_API_KEY`. Redirects are not followed, so that no server can send a report on to
+    another, and an endpoint on this machine is spoken to directly whatever proxies the environment names.
 
     Args:
-        options ([`~medforget_dataset.options.BuildOptions`]): Names endpoint, model and seed.
-        cache ([`ReplyCache`]): Replies so far.
+        url (`str`): Base address.
+        cache ([`~medforget_dataset.llm.cache.ReplyCache`]): Replies so far.
+        forms (`Sequence[str]`, *optional*): Forms in which a request can be put, the most demanding first. One that the
+            server refuses is not used again.
+        budget ([`Budget`], *optional*): Requests that may be sent; without one there is no cap.
     """
 
-    def __init__(self, options: BuildOptions, cache: ReplyCache):
-        self.url, self.model, self.seed, self.cache = options.endpoint, options.llm_model, options.seed, cache
+    def __init__(
+        self,
+        url: str,
+        cache: ReplyCache,
+        *,
+        forms: Sequence[str] = ("json_schema", "json_object"),
+        budget: Budget | None = None,
+    ):
+        self.url, self.cache, self.forms, self.budget = url, cache, tuple(forms), budget
         self.tokens = self.cached = 0
         self._key = os.environ.get("OPENAI_API_KEY") or "none"
-        self._by_schema: bool | None = None
+        self._form: str | None = None
         self._first = asyncio.Lock()
         self._sending: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._failed_in_a_row = 0
@@ -123,45 +157,47 @@ class Endpoint:
     async def __aexit__(self, *exc: object) -> None:
         await self._client.close()
 
-    async def ask(self, ask: Ask, refused: list[str], *, send: bool) -> tuple[Reply, bool] | None:
-        """The reply for a row.
+    async def ask(self, body_of: Callable[[str], dict[str, Any]], *, send: bool = True) -> tuple[Reply, bool] | None:
+        """The reply to a request.
 
         Args:
-            ask ([`Ask`]): The row.
-            refused (`list[str]`): Why each earlier reply for it could not be used.
-            send (`bool`): Whether to send the request if it is not in the cache.
+            body_of (`Callable[[str], dict]`): Body of the request in a form.
+            send (`bool`, *optional*, defaults to `True`): Whether to send the request if it is not in the cache.
 
         Returns:
             `tuple[Reply, bool]`, *optional*: The reply, and whether it was sent for now; `None` if it may not be.
 
         Raises:
-            Unanswered: There is no reply to be had for this row.
+            Unanswered: There is no reply to be had for this request.
             Gone: Nor for any other.
         """
-        if self._by_schema is None:
+        if self._form is None:
             # One row goes ahead, so that a server that does not know json_schema says so once and not for all rows.
             async with self._first:
-                if self._by_schema is None:
-                    return await self._ask_first(ask, refused, send)
-        return await self._answer(self._body(ask, refused, self._by_schema), send)
+                if self._form is None:
+                    return await self._ask_first(body_of, send)
+        return await self._answer(body_of(self._form), send)
 
-    async def _ask_first(self, ask: Ask, refused: list[str], send: bool) -> tuple[Reply, bool] | None:
-        by_schema = self._body(ask, refused, True)
-        try:
-            answer = await self._answer(by_schema, send)
-            self._by_schema = True if answer else None
-        except _Unprocessable as error:
-            answer = await self._answer(self._body(ask, refused, False), send)
+    async def _ask_first(self, body_of: Callable[[str], dict[str, Any]], send: bool) -> tuple[Reply, bool] | None:
+        refused = []
+        for form in self.forms:
+            body = body_of(form)
+            try:
+                answer = await self._answer(body, send)
+            except _Unprocessable as error:
+                if form == self.forms[-1]:
+                    raise
+                refused.append((body, str(error)))
+                continue
             if answer:
-                self._by_schema = False
-                self.cache.put(by_schema, {"unprocessable": str(error)})
+                self._form = form
+                for other, reason in refused:
+                    self.cache.put(other, {"unprocessable": reason})
+            break
         return answer
 
-    def _body(self, ask: Ask, refused: list[str], by_schema: bool) -> dict[str, Any]:
-        return request(ask, refused, model=self.model, seed=self.seed, by_schema=by_schema)
-
     async def _answer(self, body: dict[str, Any], send: bool) -> tuple[Reply, bool] | None:
-        # Sections that say the same have the same body: the second waits for the first's reply.
+        # What is asked in the same words has the same body: the second waits for the first's reply.
         async with self._sending[json.dumps(body["messages"])]:
             known = self.cache.get(body)
             if known is not None:
@@ -180,6 +216,8 @@ class Endpoint:
 
         for retry in range(RETRIES + 1):
             wait = min(FIRST_WAIT_SECONDS * 2**retry, LONGEST_WAIT_SECONDS) * (1 - random.random() / 4)
+            if self.budget:
+                self.budget.spend()
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     reply = await self._send(body)
@@ -205,6 +243,8 @@ class Endpoint:
     def _reason(self, error: openai.APIStatusError) -> str:
         """What a status says, if the request may be sent again."""
         status, message = error.status_code, self._shortened(error.message)
+        if error.code == "insufficient_quota":
+            raise Gone(message) from error
         if status in _UNPROCESSABLE:
             raise _Unprocessable(message) from error
         if 300 <= status < 400:
@@ -251,3 +291,41 @@ def _retry_after(error: openai.APIStatusError) -> float:
         except (ValueError, TypeError, KeyError):
             seconds = 0.0
     return max(0.0, min(seconds, LONGEST_WAIT_SECONDS))
+
+
+async def ask_each(
+    endpoint: Endpoint,
+    asks: Sequence[_T],
+    ask_one: Callable[[_T], Awaitable[None]],
+    *,
+    concurrency: int,
+    description: str,
+) -> None:
+    """Ask for many rows at a time, with a progress bar.
+
+    Args:
+        endpoint ([`Endpoint`]): Not yet entered.
+        asks (`Sequence`): What is asked for.
+        ask_one (`Callable`): Asks for one of them and keeps the answer.
+        concurrency (`int`): How many at a time.
+        description (`str`): Stands before the bar.
+
+    Raises:
+        Gone: The endpoint answers nothing, or does not let us in.
+    """
+    waiting = iter(asks)
+    with tqdm(total=len(asks), desc=description, unit="row") as bar:
+        async with endpoint:
+
+            async def work() -> None:
+                for ask in waiting:
+                    await ask_one(ask)
+                    bar.set_postfix_str(f"{endpoint.tokens} tokens, {endpoint.cached} cached", refresh=False)
+                    bar.update()
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(concurrency, len(asks))):
+                        group.create_task(work())
+            except ExceptionGroup as group_of_errors:
+                raise group_of_errors.exceptions[0] from None

@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...atomic import sweep
-from ...errors import UserError
+from ..atomic import sweep
+from ..errors import UserError
 
 
-def default_folder() -> Path:
-    """`llm` in `$MEDFORGET_CACHE`, by default in `~/.cache/medforget`."""
-    return Path(os.environ.get("MEDFORGET_CACHE", "~/.cache/medforget")).expanduser() / "llm"
+def default_folder(name: str = "llm") -> Path:
+    """A folder in `$MEDFORGET_CACHE`, by default in `~/.cache/medforget`."""
+    return Path(os.environ.get("MEDFORGET_CACHE", "~/.cache/medforget")).expanduser() / name
 
 
 class ReplyCache:

@@ -1,0 +1,1 @@
+"""The Gen Score as a metric of `evaluate`; it loads this folder, not this package."""
