@@ -112,7 +112,7 @@ def bootstrap_difference(
         counts = np.bincount(of_side, minlength=len(names))  # (S,)
         with np.errstate(invalid="ignore"):
             means.append((times @ np.bincount(of_side, side, len(names))) / (times @ counts))
-        fewest = min(fewest, np.count_nonzero(counts))
+        fewest = min(fewest, int(np.count_nonzero(counts)))
     low, high = percentiles(means[0] - means[1], confidence, fewest)
     return Interval(float(numbers.mean() - others.mean()), low, high, rows, len(names), gone)
 

@@ -33,7 +33,7 @@ from ..unlearning import forget_and_retain
 
 
 IMAGES_AN_EXAMPLE = 8
-PASSES = 16
+PASSES = 8
 POINTS_A_DOUBLING = 2
 OWNED_BY_RELEARNING = {
     "num_train_epochs": "give max_rows",
@@ -81,7 +81,7 @@ def relearn(
             Share of the level's forget cloze rows that are answered exactly when the forgotten set counts as back; 0.9
             of what the model answered before unlearning. Training stops there. Where there are no cloze rows, of all.
         max_rows (`int`, *optional*):
-            Rows learned after which training stops in any case; by default 16 times as many as the level forgets.
+            Rows learned after which training stops in any case; by default 8 times as many as the level forgets.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the images and of training.
         quiet (`bool`, *optional*, defaults to `False`):
@@ -96,8 +96,9 @@ def relearn(
         (`forget_exact`), of the cloze rows among them (`forget_cloze`), of those that belong to other images than the
         learned ones (`others_exact`, `null` if there are none), and of retained rows of as many images
         (`retain_exact`). The first point is before training, the second after an eighth of the forget rows' number,
-        each next one after √2 times as many. `recovered_after` has `rows` and `seconds`, or is `null`. The other keys
-        say what was done.
+        each next one after √2 times as many. `recovered_after` has `rows` and `seconds`, or is `null`;
+        `most_of_others` is the point with the highest `others_exact` (the first such), since what comes back goes
+        again while the model learns a few images by heart. The other keys say what was done.
 
     Raises:
         UserError: Unknown level, a checkpoint, dataset or argument that cannot be used, or too little memory.
@@ -133,6 +134,7 @@ def relearn(
         "examples": len(learned),
         "rows_per_minute": 60 * last["rows"] / last["seconds"] if last["seconds"] else None,
         "recovered_after": curve.recovered_after,
+        "most_of_others": max(curve.points, key=lambda point: point["others_exact"] or 0),
         "recovered_at": recovered_at,
         "max_rows": limit,
         "forget_rows": forget_rows,
@@ -248,7 +250,7 @@ class _Curve(TrainerCallback):
                 "retain_exact": _share([row for row in scores if not row["forget"]]),
             }
         )
-        if _share(cloze) >= self.recovered_at:
+        if (self.points[-1]["forget_cloze"] or 0) >= self.recovered_at:
             self.recovered_after = {name: self.points[-1][name] for name in ("rows", "seconds")}
             control.should_training_stop = True
         self.resumed = time.monotonic()
