@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import nn
+from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset.errors import UserError
@@ -122,11 +123,17 @@ class RowScores:
             Log-probability of the answer, summed over its tokens and the end token.
         tokens (`torch.Tensor` of shape `(R,)`):
             Number of these tokens.
+        token_log_probs (`torch.Tensor` of shape `(N,)`, nats):
+            Log-probability of each of them, row after row.
+        token_greedy (`torch.Tensor` of shape `(N,)`, bool):
+            Whether each of them is the most probable one.
     """
 
     exact: torch.Tensor
     log_probs: torch.Tensor
     tokens: torch.Tensor
+    token_log_probs: torch.Tensor
+    token_greedy: torch.Tensor
 
 
 @torch.no_grad()
@@ -134,12 +141,15 @@ def score_rows(model: nn.Module, batch: dict[str, torch.Tensor]) -> RowScores:
     """Score every row of a batch by teacher forcing. The arguments are those of [`answer_logits`]."""
     logits, targets, row_index = answer_logits(model, batch)
     log_probs = token_log_probs(logits, targets)  # (N,)
-    wrong = (logits.argmax(-1) != targets).float()
+    greedy = logits.argmax(-1) == targets
+    wrong = (~greedy).float()
     zeros = log_probs.new_zeros(len(batch["forget"]))  # (R,)
     return RowScores(
         exact=zeros.index_add(0, row_index, wrong) == 0,
         log_probs=zeros.index_add(0, row_index, log_probs),
         tokens=zeros.index_add(0, row_index, torch.ones_like(wrong)).long(),
+        token_log_probs=log_probs,
+        token_greedy=greedy,
     )
 
 
@@ -149,7 +159,10 @@ def score_dataset(
     grouped: datasets.Dataset,
     *,
     wrong_image: bool = False,
+    with_image: bool = True,
+    token_scores: bool = False,
     batch_size: int = 8,
+    progress: str | None = None,
 ) -> list[dict[str, Any]]:
     """
     Score every row by teacher forcing, with the question as the row words it.
@@ -163,22 +176,34 @@ def score_dataset(
             Examples of [`~unlearn.grouping.group_by_image`].
         wrong_image (`bool`, *optional*, defaults to `False`):
             Show each study the image of another patient: what is still answered was not read from the image.
+        with_image (`bool`, *optional*, defaults to `True`):
+            Whether the prompt holds an image at all.
+        token_scores (`bool`, *optional*, defaults to `False`):
+            Return what was found at each token too.
         batch_size (`int`, *optional*, defaults to `8`):
             Images in a batch; fewer where the memory does not suffice.
+        progress (`str`, *optional*):
+            Name of a progress bar over the images; none by default.
 
     Returns:
         `list[dict[str, Any]]`: For every row its `id`, `task`, `level`, `forget`, `exact` (`bool`), `log_prob` (nats,
-        summed over the answer and the end token) and `tokens`.
+        summed over the answer and the end token) and `tokens`; with `token_scores` also `token_log_probs`
+        (`list[float]`, nats) and `token_greedy` (`list[bool]`, whether each token is the most probable one).
 
     Raises:
         UserError: If `wrong_image` is set and all images are of one patient.
     """
     image_of = _other_patients(grouped["key"]) if wrong_image else range(len(grouped))
-    collator = PackedCollator(processor)
+    collator = PackedCollator(processor, with_image=with_image)
+
+    def score(images: int) -> list[dict[str, Any]]:
+        with tqdm(total=len(grouped), desc=progress, unit="image", disable=progress is None) as bar:
+            return _score(model, collator, grouped, image_of, images, token_scores, bar)
+
     was_training = model.training
     model.eval()
     try:
-        return in_batches_that_fit(lambda images: _score(model, collator, grouped, image_of, images), batch_size)
+        return in_batches_that_fit(score, batch_size)
     finally:
         model.train(was_training)
 
@@ -189,6 +214,8 @@ def _score(
     grouped: datasets.Dataset,
     image_of: Sequence[int],
     batch_size: int,
+    token_scores: bool,
+    bar: tqdm,
 ) -> list[dict[str, Any]]:
     results = []
     for start in range(0, len(grouped), batch_size):
@@ -203,6 +230,14 @@ def _score(
         for row, exact, log_prob, tokens in zip(rows, *columns, strict=True):
             identity = {name: row[name] for name in ("id", "task", "level", "forget")}
             results.append({**identity, "exact": exact, "log_prob": log_prob, "tokens": tokens})
+        if token_scores:
+            by_token = (scores.token_log_probs.tolist(), scores.token_greedy.tolist())
+            start_of_row = 0
+            for result in results[-len(rows) :]:
+                own = slice(start_of_row, start_of_row + result["tokens"])
+                result["token_log_probs"], result["token_greedy"] = (values[own] for values in by_token)
+                start_of_row = own.stop
+        bar.update(len(examples))
     return results
 
 
