@@ -37,4 +37,4 @@ def radiographs(data: Path) -> None:
 if __name__ == "__main__":
     radiographs(Path(sys.argv[1]))
     for picture in ("scores", "forget-retain"):
-        shutil.copyfile(Path(sys.argv[2]) / f"{picture}.png", DOCS / f"demo-{picture}.png")
+        shutil.copyfile(Path(sys.argv[2]) / "figures" / f"{picture}.png", DOCS / f"demo-{picture}.png")

@@ -136,7 +136,8 @@ def _run(args: argparse.Namespace) -> int:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_report)
     parser.description = (
-        "Write report.md, report.json and the plots of a run from its evaluations, without training anything.\n"
+        "Write report.md, report.html, report.json, tables/ and figures/ of a run from what it has left, without\n"
+        "training anything. What is missing is a hole with its reason.\n"
         "`medforget run` does this at its end."
     )
     parser.add_argument("folder", type=Path, help="folder of a run, such as runs/demo")

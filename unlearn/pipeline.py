@@ -256,7 +256,7 @@ def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_im
 
 
 def write_run_report(folder: Path) -> Path:
-    """Write `report.md`, `report.json` and the plots of a run from its evaluations.
+    """Write `report.md`, `report.html`, `report.json`, `tables/` and `figures/` of a run from what its stages left.
 
     Raises:
         UserError: The folder is not a run, is a sweep, or was written by another version.

@@ -1,0 +1,250 @@
+"""What is missing, damaged, of another version or restricted: a line each, and the rest of the report intact."""
+
+import json
+import shutil
+
+import pytest
+from report_runs import FinishedRun
+
+from unlearn.pipeline import write_run_report
+from unlearn.report.reading import Metrics, verdict
+from unlearn.report.records import Record, Records
+
+
+@pytest.fixture(scope="module")
+def small(data_dir, tmp_path_factory):
+    """A run of one level and one method without probes."""
+    return FinishedRun(tmp_path_factory.mktemp("holes") / "run", data_dir, ("patient",), ("npo",), probed=False)
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    """A copy of it that a test may break."""
+    folder = tmp_path / "run"
+    shutil.copytree(small.folder, folder, symlinks=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """Figures take most of the time, and are drawn in the other tests."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))
+
+
+def _report(folder):
+    write_run_report(folder)
+    return json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
+
+
+def _edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _methods(report):
+    return {record["method"] for record in report["records"] if record["measure"] == "score"}
+
+
+def test_a_complete_run_has_no_notes(run):
+    report, text = _report(run)
+    assert report["notes"] == [] and report["missing"] == []
+    assert "could not be used" not in text
+    assert (run / "report.html").read_text().count("<h2>") == 14
+
+
+def test_a_failed_method_is_a_hole_with_its_last_words(run):
+    FinishedRun.fail(_Stages(run), "npo-patient", "UserError: step 40: the loss is no longer a number")
+    report, text = _report(run)
+    assert _methods(report) == {"vanilla", "retrained"}
+    assert "npo-patient failed: UserError: step 40: the loss is no longer a number" in text
+    assert "| NPO | patient | –<sup>a</sup>" in text
+
+
+class _Stages:
+    """As much of a finished run as `FinishedRun.fail` needs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.stages = {p.stem: json.loads(p.read_text())["seconds"] for p in (folder / ".stages").iterdir()}
+
+    write_stages = FinishedRun.write_stages
+
+
+def test_a_stage_that_was_not_reached_is_said_to_be(run):
+    for path in (run / ".stages" / "evaluate-npo-patient.json", run / "evaluation" / "npo-patient.json"):
+        path.unlink()
+    assert "stage evaluate-npo-patient was not done" in _report(run)[1]
+
+
+def test_nan_scores_are_named(run):
+    task = "medforget_patient_forget_cloze"
+    _edit(run / "evaluation" / "npo-patient.json", lambda r: r[task]["metrics"].update(exact_match=float("nan")))
+    report, text = _report(run)
+    assert f"exact\\_match is nan in evaluation/npo-patient/{task}.jsonl" in text
+    about = [(hole["method"], hole["task"]) for hole in report["missing"] if hole["metric"] == "exact_match"]
+    assert about == [("npo", "cloze")]
+    assert "NaN" not in (run / "report.json").read_text()
+
+
+def test_marks_that_a_judge_did_not_give_are_counted(run):
+    path = run / "evaluation" / "npo-patient" / "medforget_patient_forget_generation.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[:3]:
+        line["gen_score"] = line["factuality"] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def means(results):
+        metrics = results["medforget_patient_forget_generation"]["metrics"]
+        for metric in ("gen_score", "factuality"):
+            metrics[metric] = sum(line[metric] for line in lines[3:]) / len(lines[3:])
+
+    _edit(run / "evaluation" / "npo-patient.json", means)
+    report, text = _report(run)
+    ident = "score/npo-patient/patient/forget/generation/gen_score"
+    record = next(record for record in report["records"] if record["id"] == ident)
+    assert (record["n"], record["missing"]) == (len(lines) - 3, 3)
+    assert f"3 of {len(lines)} marks missing" in text
+
+
+def _other_tasks(run):
+    _edit(run / "evaluation" / "npo-patient.json", lambda r: r.update(mmlu={"metrics": {"acc": 0.2}, "n": 3}, x=1))
+    return "evaluation/npo-patient.json: 2 results are not of this benchmark (mmlu, x)", {"npo"}
+
+
+def _other_version(run):
+    def older(results):
+        for result in results.values():
+            result["version"] = 1.0
+
+    _edit(run / "evaluation" / "npo-patient.json", older)
+    return "npo-patient.json: 22 results are of another version of the tasks", set()
+
+
+def _damaged(run):
+    (run / "evaluation" / "npo-patient.json").write_text('{"medforget_')
+    return "evaluation/npo-patient.json: damaged", set()
+
+
+def _cut_short(run):
+    path = run / "evaluation" / "npo-patient" / "medforget_patient_forget_cloze.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    return "medforget_patient_forget_cloze.jsonl: holds 5 answers, where the evaluation counted 64", {"npo"}
+
+
+def _other_means(run):
+    task = "medforget_patient_forget_cloze"
+    _edit(run / "evaluation" / "npo-patient.json", lambda r: r[task]["metrics"].update(exact_match=0.99))
+    return "exact_match of its rows is", {"npo"}
+
+
+def _other_data(run):
+    path = run / "evaluation" / "npo-patient" / "medforget_patient_forget_cloze.jsonl"
+    path.write_text(path.read_text().replace("inst00/", "inst77/"))
+    return "is not in the run's data", {"npo"}
+
+
+def _stranger(run):
+    shutil.copy(run / "evaluation" / "vanilla.json", run / "evaluation" / "simnpo-study.json")
+    return "evaluation/simnpo-study.json: not of a checkpoint of this run", {"npo"}
+
+
+@pytest.mark.parametrize(
+    "breaks", [_other_tasks, _other_version, _damaged, _cut_short, _other_means, _other_data, _stranger]
+)
+def test_what_cannot_be_used_is_a_line_and_the_rest_is_there(run, breaks):
+    line, there = breaks(run)
+    report, text = _report(run)
+    assert len(report["notes"]) == 1 and line in report["notes"][0]
+    assert "What could not be used" in text and report["notes"][0] in text
+    assert _methods(report) == {"vanilla", "retrained"} | there
+
+
+def test_judges_are_never_mixed(run):
+    def judged(results):
+        for result in results.values():
+            result |= {"judge": "llm:deepseek-chat"} if "judge" in result else {}
+
+    _edit(run / "evaluation" / "npo-patient.json", judged)
+    report, text = _report(run)
+    assert {record.get("judge") for record in report["records"] if record["metric"] == "gen_score"} == {"lexical"}
+    assert "judged by llm:deepseek-chat, the others by lexical" in text
+    rouge = [r for r in report["records"] if r["method"] == "npo" and r["metric"] == "rouge_l"]
+    assert rouge
+
+
+def test_results_without_answers_have_no_intervals_and_say_so(run):
+    for path in (run / "evaluation").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+
+    def older(results):
+        for result in results.values():
+            for metric in ("gen_score", "factuality", "exact_match_authors_code"):
+                result["metrics"].pop(metric, None)
+
+    for path in (run / "evaluation").glob("*.json"):
+        _edit(path, older)
+    report, text = _report(run)
+    assert report["notes"] == []
+    assert all("low" not in record for record in report["records"] if record["measure"] in ("score", "gap"))
+    assert "no answers of single rows" in text
+    assert "ROUGE-L is shown for Gen" in text
+    assert "<sub>10.99</sub>" in text  # the paper's ROUGE-L of NPO at patient level, not its Gen
+
+
+def test_restricted_data_is_said_at_the_top(run):
+    (run / "npo-patient" / "medforget.json").write_text(json.dumps({"restricted": True}))
+    _report(run)
+    page = (run / "report.html").read_text()
+    assert 0 < page.index("made with restricted data") < page.index("<nav")
+    assert (run / "report.md").read_text().index("made with restricted data") < 200
+
+
+def test_without_its_data_the_report_says_so(run):
+    (run / "medforget").unlink()
+    report, text = _report(run)
+    assert _methods(report) == {"vanilla", "retrained", "npo"}
+    assert "not a MedForget dataset" in text and "treat this report as if it were" in text
+
+
+def test_answers_are_text_and_not_markup(run):
+    path = run / "evaluation" / "vanilla" / "medforget_patient_forget_identity.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["response"] = "<script>alert('1')</script>"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _report(run)
+    page = (run / "report.html").read_text()
+    assert "&lt;script&gt;" in page and "<script" not in page
+
+
+def test_an_attack_that_vanilla_does_not_answer_is_uninformative(run):
+    text = _report(run)[1]
+    assert "uninformative where the vanilla model itself scores under 50 %: patient level with the study's" in text
+
+
+def _records(selectivity, gap):
+    records = Records()
+    about = {"n": 8, "studies": 4, "checkpoint": "npo-patient", "file": "f", "method": "npo", "level": "patient"}
+    for measure, split, (low, high) in (("selectivity", "", selectivity), ("gap", "forget", gap)):
+        value = (low + high) / 2
+        records.add(Record(measure, "acc", value, split=split, task="classification", low=low, high=high, **about))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("selectivity", "gap", "said"),
+    [
+        ((0.2, 0.4), (-0.1, 0.1), "near"),
+        ((0.2, 0.4), (-0.3, -0.1), "over"),
+        ((0.2, 0.4), (0.1, 0.3), "left"),
+        ((0.0, 0.4), (-0.1, 0.1), "not"),
+        ((-0.4, -0.2), (-0.1, 0.1), "not"),
+    ],
+)
+def test_verdicts_follow_the_intervals(selectivity, gap, said):
+    records = _records(selectivity, gap)
+    assert verdict(records, "npo", "patient", "classification", Metrics("rouge_l").of("classification")) == said

@@ -1,0 +1,256 @@
+"""Tables that the paper does not have: selectivity, distance from retraining, the attack, probes, controls, stages."""
+
+from __future__ import annotations
+
+from .comparisons import CONTEXTS, is_informative
+from .evaluations import ATTACK
+from .paper_tables import METRIC_TITLES, model_rows, why_no_score
+from .reading import TITLES, VERDICTS, Metrics, verdict
+from .records import Records
+from .run_folder import CONTROLS, Model, RunFolder
+from .tables import Cell, Notes, Table, head, score_cell
+
+
+TONES = {"near": "good", "over": "unsure", "left": "unsure", "apart": "", "not": "bad"}
+NO_ROWS = "no interval: the answers of single rows are not there"
+
+
+def _kind_title(kind: str, metric: str) -> str:
+    return "Identity" if kind == "identity" else METRIC_TITLES[metric]
+
+
+def _why(run: RunFolder, records: Records, model: Model, kind: str, metric: str, split: str) -> str:
+    if model.level == "section" and kind == "identity" and split != "retain":
+        return "forgetting sections forgets no identity"
+    retrained = run.model("retrained", model.level)
+    asked = (model,) if split == "retain" else (model, retrained)
+    missing = [m for m in asked if records.find("score", m.method, m.level, split, kind, metric) is None]
+    return why_no_score(run, records, missing[0], (split, kind, metric)) if missing else ""
+
+
+def selectivity_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
+    """Retain minus forget for every model and kind of question."""
+    notes, rows = Notes(), []
+    for model in model_rows(run):
+        cells = [head(TITLES[model.method]), head(model.level)]
+        for kind, metric in metrics.items():
+            record = records.find("selectivity", model.method, model.level, "", kind, metric)
+            own = Model(model.name, model.method, model.level)
+            why = "" if record else _why(run, records, own, kind, metric, "forget")
+            cells.append(score_cell(record, why or run.why_missing(model.name), notes, sign=True))
+        rows.append(cells)
+    caption = (
+        "Selectivity: retain minus forget, in points, with 95 % intervals from 1,000 resamplings of whole studies "
+        "(rows "
+        "about one image are not independent). An interval above 0 says that a method removed more from what it had "
+        "to "
+        "forget than from the rest. Retrained shows what is possible, Vanilla what is there before."
+    )
+    titles = [_kind_title(kind, metric) for kind, metric in metrics.items()]
+    return Table("selectivity", caption, ["Method", "Level", *titles], rows, notes=notes, shows_intervals=True)
+
+
+def gap_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
+    """Distance from the retrained model on forget and retain rows, and the test of forget quality."""
+    notes, rows = Notes(), []
+    quality = bool(records.of("forget_quality"))
+    columns = [(split, kind, metric) for split in ("forget", "retain") for kind, metric in metrics.items()]
+    for model in model_rows(run):
+        if model.method == "retrained":
+            continue
+        cells = [head(TITLES[model.method]), head(model.level)]
+        for split, kind, metric in columns:
+            record = records.find("gap", model.method, model.level, split, kind, metric)
+            why = "" if record else _why(run, records, model, kind, metric, split)
+            why = why or run.why_missing(run.model("retrained", model.level).name)
+            cells.append(score_cell(record, why, notes, sign=True))
+        if quality:
+            cells.append(_p_value(records, model, notes))
+        rows.append(cells)
+    titles = [_kind_title(kind, metric) for _, kind, metric in columns]
+    count = len(titles) // 2
+    groups = [("", 2), ("Forget minus Retrained", count), ("Retain minus Retrained", count)]
+    caption = (
+        "Gap to the model retrained without the forgotten rows, in points on the same rows, with 95 % intervals over "
+        "studies. On forget rows 0 is the goal: above it something is still recalled, below it the model "
+        "over-forgets. "
+        "On retain rows a negative gap is collateral damage."
+    )
+    if quality:
+        groups, titles = [*groups, ("", 1)], [*titles, "KS p"]
+        caption += (
+            " KS p: Kolmogorov-Smirnov test of the forget rows' answer probabilities against the retrained model's "
+            "(TOFU's forget quality, here on answer probability); small means different. It takes rows for "
+            "independent."
+        )
+    return Table("gap", caption, ["Method", "Level", *titles], rows, groups, notes, shows_intervals=True)
+
+
+def _p_value(records: Records, model: Model, notes: Notes) -> Cell:
+    record = records.find("forget_quality", model.method, model.level, "forget", "all", "ks_p_value", "finetune")
+    if record is None:
+        return Cell("–", marks=notes.mark("this checkpoint or the retrained one was not probed"))
+    text = f"{record.value:.2f}" if record.value >= 0.01 else f"{record.value:.0e}" if record.value else "0"
+    return Cell(text.replace("-", "−"), number=record.value, record=record.id)
+
+
+def verdict_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
+    """What is said of each model and kind of question, by rule."""
+    rows, notes = [], Notes()
+    for method in run.methods:
+        for level in run.levels:
+            cells = [head(TITLES[method]), head(level)]
+            for kind, metric in metrics.items():
+                said = verdict(records, method, level, kind, metric)
+                if said is None:
+                    model = run.model(method, level)
+                    why = _why(run, records, model, kind, metric, "forget") or NO_ROWS
+                    cells.append(Cell("–", marks=notes.mark(why)))
+                else:
+                    cells.append(Cell(VERDICTS[said], tone=TONES[said]))
+            rows.append(cells)
+    caption = (
+        "The reading of every model, by rule. ✖: the 95 % interval of retain minus forget does not lie above 0, so "
+        "it does "
+        "not separate. ◐ over-forgets, still above: it separates, and on forget rows the interval of its gap to "
+        "Retrained "
+        "lies below or above 0. ✔: it separates and is not told apart from Retrained; with few rows that says little."
+    )
+    titles = [_kind_title(kind, metric) for kind, metric in metrics.items()]
+    return Table("reading", caption, ["Method", "Level", *titles], rows, notes=notes)
+
+
+def attack_table(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Table:
+    """The attack's scores, exact recovery and leak relative to the retrained model."""
+    metric, notes, rows = metrics.generation, Notes(), []
+    greyed = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"
+    for model in model_rows(run):
+        cells = [head(TITLES[model.method]), head(model.level)]
+        for measure, name in (("score", metric), ("score", "exact_match"), ("leak", metric)):
+            for context in CONTEXTS:
+                record = records.find(measure, model.method, model.level, ATTACK, context, name)
+                if measure == "leak" and model.method == "retrained":
+                    cells.append(Cell("0"))
+                    continue
+                missing = "" if record else why_no_score(run, records, model, (ATTACK, context, name))
+                cell = score_cell(record, missing, notes, sign=measure == "leak")
+                if record and not is_informative(records, model.level, context, metric):
+                    cell = Cell(**{**vars(cell), "marks": cell.marks + notes.mark(greyed), "tone": "unsure"})
+                cells.append(cell)
+        rows.append(cells)
+    titles = [*("none", "+ study", "+ patient", "+ institution")] * 3
+    generation = METRIC_TITLES[metric]
+    caption = (
+        f"The reconstruction attack (Figure 6 and Table 6 of the paper): forgotten sections asked for again with "
+        f"identifiers before the question, each column adding one. {generation}"
+        + (f" (judged by {judge})" if metric == "gen_score" else "")
+        + " and exact recovery in per cent; leak: the same score minus that of the retrained model, in points, which "
+        "never saw the rows and cannot leak them."
+    )
+    groups = [("", 2), (generation, 4), ("Exact recovery", 4), (f"Leak in {generation}", 4)]
+    return Table("attack", caption, ["Method", "Level", *titles], rows, groups, notes)
+
+
+PROBE_COLUMNS = (
+    ("probe", "answer_probability", "finetune", "forget", "all", "Answer probability", "forget"),
+    ("probe", "answer_probability", "finetune", "retain", "all", "Answer probability", "retain"),
+    ("probe", "extraction_strength", "finetune", "forget", "all", "Extraction strength", "forget"),
+    ("probe", "extraction_strength", "finetune", "retain", "all", "Extraction strength", "retain"),
+    ("probe", "exact_memorisation", "finetune", "forget", "all", "Exact memorisation", "forget"),
+    ("probe", "exact_memorisation", "finetune", "retain", "all", "Exact memorisation", "retain"),
+    ("membership", "membership_auc", "finetune", "forget", "generation", "Membership AUC", "generation"),
+    ("membership", "membership_auc", "finetune", "forget", "cloze", "Membership AUC", "cloze"),
+    ("probe", "exact", "finetune", "forget", "all", "Forget rows rephrased", "as taught"),
+    ("probe", "exact", "rephrase_wording", "forget", "all", "Forget rows rephrased", "wording"),
+    ("probe", "exact", "rephrase_view", "forget", "all", "Forget rows rephrased", "view"),
+    ("probe", "exact", "rephrase_both", "forget", "all", "Forget rows rephrased", "both"),
+)
+
+
+def probe_table(run: RunFolder, records: Records) -> Table:
+    """Measures on answer tokens, membership, and the rephrase score in its parts."""
+    notes, rows = Notes(), []
+    for model in model_rows(run):
+        cells = [head(TITLES[model.method]), head(model.level)]
+        for measure, metric, name, split, task, _, _ in PROBE_COLUMNS:
+            record = records.find(measure, model.method, model.level, split, task, metric, name)
+            probed = any(r.checkpoint == model.name for r in records.of("probe"))
+            why = "no such rows in the probe" if probed else run.why_missing(model.name, "probe")
+            cells.append(score_cell(record, why, notes))
+        rows.append(cells)
+    groups: list[tuple[str, int]] = [("", 2)]
+    for column in PROBE_COLUMNS:
+        same = groups[-1][0] == column[5]
+        groups = [*groups[:-1], (column[5], groups[-1][1] + 1)] if same else [*groups, (column[5], 1)]
+    caption = (
+        "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over tokens; "
+        "extraction strength the share of the answer that the model completes by itself; exact memorisation the "
+        "share of "
+        "tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody was trained "
+        "on: 50 "
+        "is the goal, and both ends are failures, 100 because members are recognised, 0 because they stand out as "
+        "suppressed. The last four are shares of forget rows answered exactly: as taught, in other words, from "
+        "another "
+        "angle, and both."
+    )
+    titles = [column[6] for column in PROBE_COLUMNS]
+    return Table("probes", caption, ["Method", "Level", *titles], rows, groups, notes)
+
+
+def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
+    """What the vanilla model answers about another patient's image, and without one."""
+    notes, rows = Notes(), []
+    kinds = list(metrics.items())
+    controls = {name: words for name, words in CONTROLS.items() if any(r.set == name for r in records.of("control"))}
+    for level in run.levels:
+        for name, words in ({"": "its own image"} | controls).items():
+            cells = [head(level), head(words)]
+            for split in ("forget", "retain"):
+                for kind, metric in kinds:
+                    measure = "control" if name else "score"
+                    record = records.find(measure, "vanilla", level, split, kind, metric, name)
+                    cells.append(score_cell(record, "not asked", notes))
+            rows.append(cells)
+    titles = [_kind_title(kind, metric) for kind, metric in kinds]
+    caption = (
+        "Controls: the vanilla model asked every question about the image of another patient, and without an image, "
+        "in "
+        "per cent. What is answered there was not read from the image: for classification guessing gives 25, and "
+        "generated "
+        "text shares its phrases with other reports."
+    )
+    groups = [("", 2), ("Forget", len(kinds)), ("Retain", len(kinds))]
+    return Table("controls", caption, ["Level", "Shown", *titles * 2], rows, groups, notes)
+
+
+def relearning_table(run: RunFolder, records: Records) -> Table:
+    """How fast the forgotten rows are back."""
+    notes, rows = Notes(), []
+    for model in run.models:
+        found = {record.metric: record for record in records.of("relearning") if record.checkpoint == model.name}
+        if not found:
+            continue
+        cells = [head(TITLES[model.method]), head(model.level)]
+        for metric, scale in (
+            ("forget_exact_before", 100),
+            ("forget_exact_after", 100),
+            ("rows_to_recovery", 1),
+            ("rows_per_minute", 1),
+        ):
+            never = "not back at the end of the measurement" if metric == "rows_to_recovery" else "not measured"
+            cells.append(score_cell(found.get(metric), never, notes, scale=scale))
+        rows.append(cells)
+    caption = (
+        "Relearning: a few forgotten rows are taught again, and all of them are asked. A model that only hides what "
+        "it knew "
+        "gives it all back after few rows; the retrained model, taught the same, shows what those rows teach by "
+        "themselves."
+    )
+    titles = ["Exact before, %", "Exact at the end, %", "Rows until 90 % of cloze are back", "Rows a minute"]
+    return Table("relearning", caption, ["Method", "Level", *titles], rows, notes=notes)
+
+
+def stage_table(seconds: dict[str, float]) -> Table:
+    """How long each stage took."""
+    rows = [[head(name), Cell(f"{value:.0f}", number=value)] for name, value in seconds.items()]
+    return Table("stages", "Seconds of each stage, in the order in which they ended.", ["Stage", "Seconds"], rows)

@@ -1,0 +1,164 @@
+"""What the probes of a run say: teacher-forced measures, the cascade, and relearning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from medforget_dataset.errors import UserError
+
+from ..measures import read_probe, summary
+from .records import Record, Records
+from .run_folder import RunFolder
+
+
+PROBES = "probes"
+RELEARNING = "relearning"
+ROW_MEASURES = ("exact", "answer_probability", "extraction_strength", "exact_memorisation")
+REPHRASE_SETS = {"rephrase_wording": "wording", "rephrase_view": "view", "rephrase_both": "both"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """
+    A line of a figure: many points of one file, which `report.json` keeps together.
+
+    Attributes:
+        measure (`str`):
+            `"training"` or `"relearning"`.
+        metric (`str`):
+            What the points are.
+        checkpoint (`str`), method (`str`), level (`str`):
+            The model trained.
+        file (`str`):
+            Where the points are, below the folder of the run.
+        x (`list[float]`), y (`list[float]`):
+            The points.
+    """
+
+    measure: str
+    metric: str
+    checkpoint: str
+    method: str
+    level: str
+    file: str
+    x: list[float]
+    y: list[float]
+
+
+def probe_records(run: RunFolder, records: Records) -> None:
+    """Add every measure of [`~unlearn.measures.summary`] for every model and level that was probed."""
+    if not (run.path / PROBES).is_dir() or run.data is None:
+        return
+    for level in run.levels:
+        retrained = _probe(run, run.model("retrained", level).name)
+        for method in run.all_methods:
+            name = run.model(method, level).name
+            probe = retrained if method == "retrained" else _probe(run, name)
+            if probe is None:
+                continue
+            try:
+                found = summary(probe, None if method == "retrained" else retrained, level, run.data.folder)
+            except UserError as error:
+                run.note(f"{_file(run, name)}: {error}")
+                continue
+            for line in found:
+                if _is_shown(line):
+                    records.add(_record(line, method, name, _file(run, name)))
+
+
+def _file(run: RunFolder, name: str) -> str:
+    return run.file(PROBES, f"{name}.parquet")
+
+
+def _probe(run: RunFolder, name: str) -> Any:
+    path = run.path / PROBES / f"{name}.parquet"
+    if not path.is_file():
+        return None
+    try:
+        return read_probe(path)
+    except UserError as error:
+        run.note(str(error))
+        return None
+
+
+def _is_shown(line: dict[str, Any]) -> bool:
+    """Means and gaps of single kinds of questions are those of the evaluation again."""
+    if line["value"] is None:
+        return False
+    is_mean = line["measure"].removeprefix("gap_").removeprefix("selectivity_") in ROW_MEASURES
+    return not is_mean or line["task"] == "all"
+
+
+def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
+    measure, metric = _names(line["measure"])
+    return Record(
+        measure,
+        metric,
+        line["value"],
+        line["n"],
+        line["studies"],
+        name,
+        file,
+        method=method,
+        level=line["level"],
+        split=line["split"] or "",
+        task=line["level_probed"] or line["task"],
+        set=line["set"],
+        low=line["low"],
+        high=line["high"],
+    )
+
+
+def _names(measure: str) -> tuple[str, str]:
+    for prefix in ("gap", "selectivity", "cascade"):
+        if measure.startswith(f"{prefix}_"):
+            return f"probe_{prefix}" if prefix != "cascade" else prefix, measure.removeprefix(f"{prefix}_")
+    if measure in ROW_MEASURES:
+        return "probe", measure
+    return "forget_quality" if measure.startswith("ks_") else "membership", measure
+
+
+def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
+    """Add `"relearning"` records of every model that was relearned, and return the curves."""
+    curves = []
+    for model in run.models:
+        result = run.read_json(RELEARNING, f"{model.name}.json")
+        if result is None:
+            continue
+        file = run.file(RELEARNING, f"{model.name}.json")
+        about: dict[str, Any] = {"checkpoint": model.name, "method": model.method, "level": model.level, "file": file}
+        points = [point for point in result.get("curve", []) if point.get("forget_exact") is not None]
+        for metric in ("forget_exact", "retain_exact"):
+            shown = [point for point in points if point.get(metric) is not None]
+            rows = [float(point["rows"]) for point in shown]
+            curves.append(Curve("relearning", metric, x=rows, y=[float(point[metric]) for point in shown], **about))
+        recovered = result.get("recovered_after") or {}
+        numbers = {
+            "rows_to_recovery": recovered.get("rows"),
+            "rows_per_minute": result.get("rows_per_minute"),
+            "forget_exact_before": points[0]["forget_exact"] if points else None,
+            "forget_exact_after": points[-1]["forget_exact"] if points else None,
+        }
+        for metric, value in numbers.items():
+            if value is not None and math.isfinite(value):
+                size = {"n": int(result.get("forget_rows", 0)), "studies": int(result.get("examples", 0))}
+                records.add(Record("relearning", metric, float(value), **size, **about))
+    return curves
+
+
+def training_curves(run: RunFolder) -> list[Curve]:
+    """The losses that each checkpoint's `medforget.json` has kept."""
+    curves = []
+    for model in run.models:
+        log = run.info(model.name).get("log") or []
+        for metric in ("loss", "forget_loss", "retain_loss", "forget_exact", "retain_exact"):
+            points = [line for line in log if isinstance(line.get(metric), int | float) and "step" in line]
+            # What is taught has one loss, what is unlearned two that its sum hides.
+            if len(points) < 2 or (metric == "loss" and any("forget_loss" in line for line in log)):
+                continue
+            steps, values = [float(line["step"]) for line in points], [float(line[metric]) for line in points]
+            file = run.file(model.name, "medforget.json")
+            curves.append(Curve("training", metric, model.name, model.method, model.level, file, steps, values))
+    return curves

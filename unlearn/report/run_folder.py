@@ -1,0 +1,141 @@
+"""What a run has left in its folder, and what it has not and why."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medforget_dataset.errors import UserError
+from medforget_dataset.hierarchy import LEVELS
+
+from ..checkpoints import read_info
+from .dataset import RunData
+
+
+PAPER_ORDER = tuple(reversed(LEVELS))
+"""Levels as in the paper's tables, from the smallest to the largest."""
+CONTROLS = {"wrong-image": "another patient's image", "text-only": "no image"}
+_PROGRESS = re.compile(r"\d+%\||^\s*$")
+
+
+class Model(NamedTuple):
+    """A checkpoint of a run that is evaluated; `level` is empty for the one that forgot nothing."""
+
+    name: str
+    method: str
+    level: str
+
+
+class RunFolder:
+    """
+    The folder of a run.
+
+    Args:
+        path (`Path`):
+            The folder.
+        settings (`dict`):
+            What `run.json` says.
+        seconds (`dict[str, float]`):
+            Duration of each finished stage.
+
+    Attributes:
+        notes (`list[str]`):
+            What could not be used, a line each, with the file at fault.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], seconds: dict[str, float]):
+        self.path, self.settings, self.seconds = path, settings, seconds
+        self.notes: list[str] = []
+        plan = settings["plan"]
+        self.levels = [level for level in PAPER_ORDER if level in plan["levels"]]
+        self.methods = list(plan["methods"])
+
+    @property
+    def all_methods(self) -> list[str]:
+        """The baselines and the methods, in the order of tables."""
+        return ["vanilla", "retrained", *self.methods]
+
+    @cached_property
+    def models(self) -> list[Model]:
+        """Every checkpoint that the plan evaluates, in the order of tables."""
+        unlearned = [
+            Model(f"{method}-{level}", method, level)
+            for method in ("retrained", *self.methods)
+            for level in self.levels
+        ]
+        return [Model("vanilla", "vanilla", ""), *unlearned]
+
+    def model(self, method: str, level: str) -> Model:
+        """The checkpoint that is asked about a level."""
+        return next(model for model in self.models if model.method == method and model.level in ("", level))
+
+    @cached_property
+    def data(self) -> RunData | None:
+        """The dataset; nothing if it cannot be read, which a note says."""
+        try:
+            data = RunData(self.path / "medforget")
+            data.all_ids()
+            return data
+        except UserError as error:
+            self.note(f"{error}. What needs the data is left out")
+            return None
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the run's data, or any of its checkpoints, is marked as restricted."""
+        if self.data is not None and self.data.record["restricted"]:
+            return True
+        return any(self.info(model.name).get("restricted") for model in self.models)
+
+    def file(self, *parts: str) -> str:
+        """A path below the folder as records give it."""
+        return Path(*parts).as_posix()
+
+    def info(self, name: str) -> dict[str, Any]:
+        """What a checkpoint's `medforget.json` says; nothing if there is none that can be read."""
+        try:
+            return read_info(self.path / name)
+        except UserError as error:
+            self.note(str(error))
+            return {}
+
+    def read_json(self, *parts: str) -> dict[str, Any] | None:
+        """A JSON object below the folder; nothing if there is none, and a note if it is damaged."""
+        path = self.path.joinpath(*parts)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self.note(f"{self.file(*parts)}: damaged ({error}); remove it and run `medforget run` again")
+            return None
+        if isinstance(content, dict):
+            return content
+        self.note(f"{self.file(*parts)}: not what a run writes; remove it and run `medforget run` again")
+        return None
+
+    def note(self, line: str) -> None:
+        """Keep a line for the report, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+    def why_missing(self, name: str, stage: str = "evaluate") -> str:
+        """Why a checkpoint has no result of a stage: not reached, or failed and with what last words."""
+        for step in (name, f"{stage}-{name}"):
+            if step in self.seconds:
+                continue
+            words = self._last_words(step)
+            return f"{step} failed: {words}" if words else f"stage {step} was not done; run `medforget run` again"
+        return f"nothing about it in the results of {stage}-{name}"
+
+    def _last_words(self, stage: str) -> str:
+        path = self.path / "logs" / f"{stage}.log"
+        try:
+            lines = re.split(r"[\r\n]+", path.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return ""
+        said = [line.strip() for line in lines if not _PROGRESS.search(line)]
+        return said[-1][:200] if said else "it said nothing"
