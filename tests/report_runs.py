@@ -158,14 +158,13 @@ class FinishedRun:
             (self.folder / ".stages" / f"{name}.json").write_text(json.dumps({"key": "x", "seconds": seconds}))
 
     def fail(self, stage, words):
-        """Take a stage back, with what depends on it, as if it had failed with these last words."""
+        """Take a stage back, with what depends on it, as if it had failed with these words."""
         for name in (stage, f"evaluate-{stage}", f"probe-{stage}"):
             self.stages.pop(name, None)
         for path in (f"evaluation/{stage}.json", f"probes/{stage}.parquet", f"relearning/{stage}.json"):
             (self.folder / path).unlink(missing_ok=True)
-        (self.folder / "logs").mkdir(exist_ok=True)
-        (self.folder / "logs" / f"{stage}.log").write_text(f"  5%|# | 1/20 [00:01]\r\n{words}\n 7%|# | 2/20 [00:02]\n")
         self.write_stages()
+        (self.folder / ".stages" / f"{stage}.json").write_text(json.dumps({"failed": words}))
 
 
 def _scored(task, row, response):

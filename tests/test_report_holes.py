@@ -55,11 +55,11 @@ def test_a_complete_run_has_no_notes(run):
     assert (run / "report.html").read_text().count("<h2>") == 14
 
 
-def test_a_failed_method_is_a_hole_with_its_last_words(run):
-    FinishedRun.fail(_Stages(run), "npo-patient", "UserError: step 40: the loss is no longer a number")
+def test_a_failed_method_is_a_hole_with_its_reason(run):
+    FinishedRun.fail(_Stages(run), "npo-patient", "step 40: the loss is no longer a number")
     report, text = _report(run)
     assert _methods(report) == {"vanilla", "retrained"}
-    assert "npo-patient failed: UserError: step 40: the loss is no longer a number" in text
+    assert "npo-patient failed: step 40: the loss is no longer a number" in text
     assert "| NPO | patient | –<sup>a</sup>" in text
 
 

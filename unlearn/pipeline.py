@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from .plans import Plan, make_plan
 from .presets import TINY_PRESETS
 from .pretrain import pretrain
 from .report import write_report
-from .stages import Run, Stage, read_run, stage_seconds
+from .stages import Run, Stage, read_run, stage_failures, stage_seconds
 from .unlearning import unlearn
 
 
@@ -232,13 +233,15 @@ class _Experiment:
 
     def relearn(self, checkpoint: str, level: str) -> Stage:
         out = self.folder / "relearning" / f"{checkpoint}.json"
-        make = partial(relearn, self.data, self.folder / checkpoint, level, out)
+        # A third of the rate at which the recipe teaches, so that the curve has points before everything is back.
+        rate = self.recipe.learning_rate / 3
+        make = partial(relearn, self.data, self.folder / checkpoint, level, out, learning_rate=rate)
         return Stage(
             f"relearn-{checkpoint}",
             out,
             make,
             after=("build", checkpoint),
-            inputs={"level": level},
+            inputs={"level": level, "learning_rate": rate},
             kind="relearn",
             seconds=self.cost(RELEARN),
             optional=True,
@@ -250,8 +253,11 @@ class _Experiment:
 
 
 def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_image: bool) -> None:
-    scores = evaluate_checkpoint(checkpoint, data, tags, batch_size=EVALUATION_BATCH, wrong_image=wrong_image)
-    out.parent.mkdir(exist_ok=True)
+    answers = out.with_suffix("")
+    shutil.rmtree(answers, ignore_errors=True)
+    scores = evaluate_checkpoint(
+        checkpoint, data, tags, batch_size=EVALUATION_BATCH, output_path=answers, wrong_image=wrong_image
+    )
     write_text(out, json.dumps(scores, indent=2) + "\n")
 
 
@@ -264,4 +270,4 @@ def write_run_report(folder: Path) -> Path:
     settings = read_run(folder)
     if "sweep" in settings:
         raise UserError(f"{folder}: is a sweep; its results are in {folder / 'results.md'}")
-    return write_report(folder, settings, stage_seconds(folder))
+    return write_report(folder, settings, stage_seconds(folder), stage_failures(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from .dataset import RunData
 PAPER_ORDER = tuple(reversed(LEVELS))
 """Levels as in the paper's tables, from the smallest to the largest."""
 CONTROLS = {"wrong-image": "another patient's image", "text-only": "no image"}
-_PROGRESS = re.compile(r"\d+%\||^\s*$")
 
 
 class Model(NamedTuple):
@@ -40,14 +38,18 @@ class RunFolder:
             What `run.json` says.
         seconds (`dict[str, float]`):
             Duration of each finished stage.
+        failures (`dict[str, str]`, *optional*):
+            Stages that could not be done, and why.
 
     Attributes:
         notes (`list[str]`):
             What could not be used, a line each, with the file at fault.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], seconds: dict[str, float]):
-        self.path, self.settings, self.seconds = path, settings, seconds
+    def __init__(
+        self, path: Path, settings: dict[str, Any], seconds: dict[str, float], failures: dict[str, str] | None = None
+    ):
+        self.path, self.settings, self.seconds, self.failures = path, settings, seconds, failures or {}
         self.notes: list[str] = []
         plan = settings["plan"]
         self.levels = [level for level in PAPER_ORDER if level in plan["levels"]]
@@ -123,19 +125,11 @@ class RunFolder:
             self.notes.append(line)
 
     def why_missing(self, name: str, stage: str = "evaluate") -> str:
-        """Why a checkpoint has no result of a stage: not reached, or failed and with what last words."""
+        """Why a checkpoint has no result of a stage: not reached, or failed and with what."""
         for step in (name, f"{stage}-{name}"):
             if step in self.seconds:
                 continue
-            words = self._last_words(step)
-            return f"{step} failed: {words}" if words else f"stage {step} was not done; run `medforget run` again"
+            if step in self.failures:
+                return f"{step} failed: {self.failures[step]}"
+            return f"stage {step} was not done; run `medforget run` again"
         return f"nothing about it in the results of {stage}-{name}"
-
-    def _last_words(self, stage: str) -> str:
-        path = self.path / "logs" / f"{stage}.log"
-        try:
-            lines = re.split(r"[\r\n]+", path.read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            return ""
-        said = [line.strip() for line in lines if not _PROGRESS.search(line)]
-        return said[-1][:200] if said else "it said nothing"

@@ -38,7 +38,9 @@ UNKNOWN_RIGHTS = (
 TEMPLATES = Path(__file__).parent
 
 
-def write_report(folder: Path, settings: dict[str, Any], seconds: dict[str, float]) -> Path:
+def write_report(
+    folder: Path, settings: dict[str, Any], seconds: dict[str, float], failures: dict[str, str] | None = None
+) -> Path:
     """
     Write the report of a run from what its stages have left: `report.md`, `report.html`, `report.json`, `tables/` and
     `figures/`. What is missing is a hole with its reason.
@@ -50,11 +52,13 @@ def write_report(folder: Path, settings: dict[str, Any], seconds: dict[str, floa
             What was run.
         seconds (`dict[str, float]`):
             Duration of each stage.
+        failures (`dict[str, str]`, *optional*):
+            Stages that could not be done, and why.
 
     Returns:
         `Path`: `report.md`.
     """
-    run = RunFolder(folder, settings, seconds)
+    run = RunFolder(folder, settings, seconds, failures)
     report = Report(run)
     context = _context(report)
     blocks = [block for section in report.sections for block in section.blocks]
