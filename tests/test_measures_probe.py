@@ -261,6 +261,14 @@ def test_relearning_stops_when_the_forgotten_set_is_back(data_dir, tiny_checkpoi
     assert last["rows"] < result["max_rows"] == 8 * 224
 
 
+def test_a_model_whose_forgotten_set_is_there_is_not_trained(data_dir, checkpoint, tmp_path):
+    out = relearn(data_dir, checkpoint, "patient", tmp_path / "out.json", recovered_at=1 / 64, quiet=True)
+    result = json.loads(out.read_text())
+    (point,) = result["curve"]
+    assert point["forget_cloze"] >= 1 / 64 and (point["rows"], point["seconds"]) == (0, 0)
+    assert result["recovered_after"] == {"rows": 0, "seconds": 0} and result["rows_per_minute"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -127,7 +127,9 @@ def relearn(
         curve = _Curve(trainer, measured, set(learned["key"]), forget_rows, limit, recovered_at)
         trainer.add_callback(curve)
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        # A model that has forgotten nothing needs no training.
+        if not curve.measure():
+            trainer.train()
     last = curve.points[-1]
     result = {
         "curve": curve.points,
@@ -212,28 +214,29 @@ class _Curve(TrainerCallback):
         self.trainer, self.measured, self.learned = trainer, measured, learned
         self.limit, self.recovered_at = limit, recovered_at
         self.first_rows, self.point = forget_rows / IMAGES_AN_EXAMPLE, 0
+        self.seconds = 0.0
         self.points: list[dict[str, Any]] = []
         self.recovered_after: dict[str, float] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.seconds, self.resumed = 0.0, time.monotonic()
-        self._measure(control)
+        self.resumed = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         if (rows := self.trainer.rows_seen) < min(self._next_rows, self.limit):
             return
         while self._next_rows <= rows:
             self.point += 1
-        self._measure(control)
-        if rows >= self.limit:
+        self.seconds += time.monotonic() - self.resumed
+        if self.measure() or rows >= self.limit:
             control.should_training_stop = True
+        self.resumed = time.monotonic()
 
     @property
     def _next_rows(self) -> float:
         return self.first_rows * 2 ** (self.point / POINTS_A_DOUBLING)
 
-    def _measure(self, control) -> None:
-        self.seconds += time.monotonic() - self.resumed
+    def measure(self) -> bool:
+        """Add a point to the curve; whether the forgotten set is back."""
         model: Any = self.trainer.model
         processor: Any = self.trainer.processing_class
         scores = score_dataset(model, processor, self.measured, batch_size=16)
@@ -250,10 +253,10 @@ class _Curve(TrainerCallback):
                 "retain_exact": _share([row for row in scores if not row["forget"]]),
             }
         )
-        if (self.points[-1]["forget_cloze"] or 0) >= self.recovered_at:
+        is_back = (self.points[-1]["forget_cloze"] or 0) >= self.recovered_at
+        if is_back:
             self.recovered_after = {name: self.points[-1][name] for name in ("rows", "seconds")}
-            control.should_training_stop = True
-        self.resumed = time.monotonic()
+        return is_back
 
 
 def _share(rows: Sequence[dict[str, Any]]) -> float | None:
