@@ -8,57 +8,37 @@ tokens are never merged with their neighbours, so that both parts can be turned 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import hash_args
 from lm_eval.models.hf_vlms import DEFAULT_IMAGE_PLACEHOLDER, HFMultimodalLM
 from lm_eval.models.utils import handle_stop_sequences, replace_placeholders, resize_image
-from lm_eval.models.utils_hf import stop_sequences_criteria
+from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+
+from medforget_dataset.errors import UserError
+
+from .adapters import base_and_adapters
+from .batching import Part, Prefix, Request, batches, by_prefix, digest, share_out
+from .prefixes import Shared, generate, log_probs, share
 
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_CONFIG = "adapter_config.json"
+_SAVE_PROCESSOR = "save the processor of the model that it was trained from beside it"
 
-
-class Prefix(NamedTuple):
-    """Text up to and with the last image, and the images: what questions share."""
-
-    text: str
-    images: tuple[Image.Image, ...]
-    digest: bytes
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        """What makes two prefixes the same."""
-        return self.text, self.digest
-
-
-class Part(NamedTuple):
-    """Questions about one prefix that are passed through the model together: their tokens, and whose they are."""
-
-    prefix: Prefix
-    suffixes: list[list[int]]
-    owners: list[Any]
-
-
-class Shared(NamedTuple):
-    """Prefixes passed through the model, repeated for their questions, and these, padded on the left to (B, L)."""
-
-    cache: DynamicCache
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    rope_deltas: torch.Tensor
-    suffix_length: int
+Images = dict[str, Sequence[Image.Image]]
+"""Images by their digest."""
 
 
 class MedForgetVLM(HFMultimodalLM):
@@ -70,256 +50,200 @@ class MedForgetVLM(HFMultimodalLM):
       into the continuation, so that the line break that ends a chat template stays with it.
     - A request that several tasks make is answered once.
     - `--use_cache` keeps each answer under the whole request, its image included, as soon as it is there.
-    - `pretrained` may be a folder with a LoRA adapter.
+    - `pretrained` may be a folder with a LoRA adapter, whose base may be one too.
+    - Processes that `accelerate launch` or torchrun has started, on GPUs or CPUs, divide the images. lm-eval deals out
+      rows in turn: each process would pass every image through the model, and answer again what another one has
+      answered for another task.
 
-    Other models, and requests that sample, take the way of `hf-multimodal`.
+    Other models, and requests that sample or search, take the way of `hf-multimodal`.
 
     Args:
         pretrained (`str` or [`~transformers.PreTrainedModel`]):
             Checkpoint, adapter folder, or Hub id; or a model with its processor beside it.
         **kwargs (`Any`):
             Arguments of `hf-multimodal`.
+
+    Raises:
+        UserError: If the folder, the model that an adapter belongs to, or the processor is missing.
     """
 
     def __init__(self, pretrained: Any, **kwargs: Any):
-        adapter = Path(pretrained) / ADAPTER_CONFIG if isinstance(pretrained, str) else None
-        if adapter and adapter.is_file():
-            kwargs["peft"] = pretrained
-            pretrained = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        super().__init__(pretrained, **kwargs)
+        adapters = [kwargs["peft"]] if kwargs.get("peft") else []
+        if isinstance(pretrained, str):
+            if not torch.accelerator.is_available():
+                # Unless it is told so, accelerate takes several processes on CPUs for separate runs. The time is
+                # lm-eval's: the others wait for what the first one does alone.
+                PartialState(cpu=True, timeout=timedelta(weeks=52))
+            pretrained, own = base_and_adapters(pretrained)
+            adapters += own
+        super().__init__(pretrained, **kwargs | {"peft": adapters.pop() if adapters else None})
+        for adapter in reversed(adapters):
+            self._model: Any = PeftModel.from_pretrained(self._model.merge_and_unload(), adapter).eval()
+        if hasattr(self, "accelerator"):
+            # lm-eval sets these only where one machine has several GPUs.
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         model: Any = self.model
         # An adapter's layers stay in the model that PEFT wraps.
-        self._vlm = model.get_base_model() if self.peft else model
-        self.shares_prefixes = isinstance(self._vlm, Qwen2_5_VLForConditionalGeneration)
+        self._vlm = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._has_met_others = False
+        layers = getattr(self._vlm.config.get_text_config(), "layer_types", ())
+        is_known = isinstance(self._vlm, Qwen2_5_VLForConditionalGeneration)
+        self.shares_prefixes = is_known and "sliding_attention" not in layers
         if not self.shares_prefixes:
             logger.warning(
                 "medforget-vlm knows Qwen2.5-VL only; %s is evaluated as by hf-multimodal, without log-likelihoods",
                 type(self._vlm).__name__,
             )
 
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(tokenizer, ProcessorMixin):
+            self.processor, self.tokenizer = tokenizer, tokenizer.tokenizer
+            return
+        where = tokenizer or pretrained  # `hf-multimodal` loads the first, and forgets it
+        try:
+            super()._create_tokenizer(where, None, *args, **kwargs)
+        except AttributeError as error:
+            kind = type(self.processor).__name__
+            raise UserError(
+                f"{where}: holds a {kind} but no processor of text and images; {_SAVE_PROCESSOR}"
+            ) from error
+        except Exception as error:  # of the type that tokenizers raises
+            why = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+            raise UserError(f"{where}: no processor that can be read ({why}); {_SAVE_PROCESSOR}") from error
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that prompts are made with."""
+        template = super().chat_template(chat_template)
+        if chat_template and not template:
+            raise UserError(f"{self.tokenizer.name_or_path}: the processor has no chat template; {_SAVE_PROCESSOR}")
+        return template
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers, as of `hf-multimodal`."""
-        if not self._is_ours(requests) or any(request.args[1].get("do_sample") for request in requests):
+        if not self._is_ours(requests) or not all(map(_is_greedy, requests)):
             return super().generate_until(requests, disable_tqdm)
-        answers = _Answers(requests, "generate_until", self.cache_hook, disable_tqdm or self.rank != 0)
-        by_arguments = _grouped(answers.unique, lambda args: json.dumps(args[1], sort_keys=True, default=repr))
-        for alike in by_arguments.values():
-            arguments = copy.deepcopy(alike[0][1])
-            eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-            until = handle_stop_sequences(arguments.pop("until", None), eos=eos)
-            new_tokens = arguments.pop("max_gen_toks", self.max_gen_toks)
-            arguments.pop("temperature", None)
-            arguments["do_sample"] = False
-            for batch in self._batches(self._parts(alike, lambda args: [(self._tokens(self._suffix(args)), args)])):
-                texts = self._generate(self._share(batch), until, max_new_tokens=new_tokens, **arguments)
-                for args, text in zip([owner for part in batch for owner in part.owners], texts, strict=True):
-                    answers.give(args, text)
-        return answers.all()
+        return self._answer("generate_until", requests, self._texts, disable_tqdm)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, in nats, and whether it is the greedy one."""
         if not self._is_ours(requests):
             return super().loglikelihood(requests, disable_tqdm)
-        answers = _Answers(requests, "loglikelihood", self.cache_hook, disable_tqdm or self.rank != 0)
-        for batch in self._batches(self._parts(answers.unique, self._continuations, merge=True)):
-            owners = [owner for part in batch for owner in part.owners]
-            longest = max(len(tokens) for of_row in owners for _, tokens in of_row)
-            log_probs = self._log_probs(self._share(batch), longest)  # (B, longest, V)
-            for row, of_row in zip(log_probs, owners, strict=True):
-                for args, tokens in of_row:
-                    target = torch.tensor(tokens, device=row.device)
-                    last = row[-len(tokens) :]  # (tokens, V)
-                    total = last.gather(1, target[:, None]).sum().item()
-                    answers.give(args, (total, bool((last.argmax(-1) == target).all())))
-        return answers.all()
+        return self._answer("loglikelihood", requests, self._scores, disable_tqdm)
+
+    def barrier(self) -> None:
+        """Wait for the other processes, as lm-eval has all do after each kind of request."""
+        if self.world_size > 1 and not self._has_met_others:
+            # All answers of this process were in its cache, but others may still have to be met.
+            self._answer("", [], lambda requests, images: iter(()), True)
+        self._has_met_others = False
+        super().barrier()
 
     def _is_ours(self, requests: Sequence[Instance]) -> bool:
         return self.shares_prefixes and all(len(request.args) > 2 for request in requests)
 
-    # What is asked
+    def _answer(
+        self,
+        kind: str,
+        instances: Sequence[Instance],
+        compute: Callable[[list[Request], Images], Iterator[tuple[Request, Any]]],
+        quiet: bool,
+    ) -> list[Any]:
+        """Answer each request once, on one of the processes."""
+        requests, images = self._read(kind, instances)
+        keys = [request.key for request in requests]
+        asked = self._gather(dict(zip(keys, requests, strict=True)))
+        cache = self.cache_hook.dbdict
+        kept = {}
+        if cache is not None and len(asked) > 1:  # what this process had answered for others before a crash
+            kept = {k: cache[r.cache_key] for of_one in asked for k, r in of_one.items() if r.cache_key in cache}
+        answers = _merged(self._gather(kept))
+        mine = share_out(asked, answers)[self.rank]
+        given = {}
+        title = f"{kind}: {len(instances)} requests"
+        with tqdm(total=len(mine), disable=quiet or self.rank != 0, desc=title, unit="request") as bar:
+            for request, answer in compute(mine, images):
+                given[request.key] = answer
+                if cache is not None:
+                    cache[request.cache_key] = answer
+                bar.update()
+        answers |= _merged(self._gather(given))
+        self._has_met_others = True
+        return [answers[key] for key in keys]
 
-    def _split(self, args: tuple) -> tuple[str, str]:
-        """A context, parted after its last image."""
-        context = args[0]
-        if not self.chat_applied:
-            context = replace_placeholders(context, DEFAULT_IMAGE_PLACEHOLDER, self.image_token, self.max_images)
-        before, image, after = context.rpartition(self.image_token)
-        return before + image, after
+    def _gather(self, own: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each process has, in the order of their ranks."""
+        return gather_object([own]) if self.world_size > 1 else [own]
 
-    def _suffix(self, args: tuple) -> str:
-        return self._split(args)[1]
+    def _read(self, kind: str, instances: Sequence[Instance]) -> tuple[list[Request], Images]:
+        requests = []
+        images: Images = {}
+        digests: dict[tuple[int, ...], str] = {}  # by identity: the questions about an image have the same object
+        for instance in instances:
+            context, arguments, media = instance.args
+            visual = media["visual"]
+            ids = tuple(id(image) for image in visual)
+            if ids not in digests:
+                digests[ids] = digest(visual)
+                images.setdefault(digests[ids], visual)
+            if not self.chat_applied:
+                context = replace_placeholders(context, DEFAULT_IMAGE_PLACEHOLDER, self.image_token, self.max_images)
+            before, image_token, suffix = context.rpartition(self.image_token)
+            cache_key = "" if self.cache_hook.dbdict is None else hash_args(kind, instance.args)
+            requests.append(Request(Prefix(before + image_token, digests[ids]), suffix, arguments, cache_key))
+        return requests, images
 
-    def _prefix(self, args: tuple) -> Prefix:
-        images = [
-            resize_image(image, self.image_width, self.image_height, self.image_max_side)
-            for image in args[2]["visual"]
-        ]
-        images = images[: self.max_images]
-        if self.rgb:
-            images = [image.convert("RGB") for image in images]
-        digest = hashlib.sha256()
-        for image in images:
-            digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
-        return Prefix(self._split(args)[0], tuple(images), digest.digest())
+    def _texts(self, requests: Iterable[Request], images: Images) -> Iterator[tuple[Request, str]]:
+        alike: dict[str, list[Request]] = defaultdict(list)
+        for request in requests:
+            alike[request.decoding].append(request)
+        for group in alike.values():
+            arguments = copy.deepcopy(group[0].arguments)
+            eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+            until = handle_stop_sequences(arguments.pop("until", None), eos=eos)
+            arguments["max_new_tokens"] = arguments.pop("max_gen_toks", self.max_gen_toks)
+            arguments.pop("temperature", None)
+            arguments["do_sample"] = False
+            parts = by_prefix(group, images, lambda request: (self._tokens(request.suffix), []))
+            for batch in batches(parts, int(self.batch_size)):
+                texts = generate(self._vlm, self.tokenizer, self._share(batch), until, **arguments)
+                rows = [row for part in batch for row in part.rows]
+                for row, text in zip(rows, texts, strict=True):
+                    yield from ((request, text) for request, _ in row.owners)
+
+    def _scores(self, requests: Iterable[Request], images: Images) -> Iterator[tuple[Request, tuple[float, bool]]]:
+        for batch in batches(by_prefix(requests, images, self._continuation), int(self.batch_size)):
+            rows = [row for part in batch for row in part.rows]
+            keep = [max(len(scored) for _, scored in row.owners) for row in rows]
+            of_rows = log_probs(self._vlm, self._share(batch), keep)
+            for row, of_row in zip(rows, of_rows, strict=True):
+                for request, scored in row.owners:
+                    target = torch.tensor(scored, device=of_row.device, dtype=torch.long)
+                    last = of_row[len(of_row) - len(scored) :]  # (tokens, V)
+                    total = last.gather(1, target[:, None]).sum().item()
+                    yield request, (total, bool((last.argmax(-1) == target).all()))
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 
-    def _continuations(self, args: tuple) -> list[tuple[list[int], Any]]:
+    def _continuation(self, request: Request) -> tuple[list[int], list[int]]:
         """The tokens to pass for a continuation, all but its last, and its own."""
-        suffix, continuation = self._suffix(args), args[1]
-        context = suffix.rstrip(" ")
-        whole = self._tokens(suffix + continuation)
-        own = whole[len(self._tokens(context)) :]
-        return [(whole[:-1], (args, own))]
+        whole = self._tokens(request.suffix + request.arguments)
+        return whole[:-1], whole[len(self._tokens(request.suffix.rstrip(" "))) :]
 
-    def _parts(self, requests: Iterable[tuple], rows, merge: bool = False) -> Iterator[Part]:
-        """Requests by prefix, the largest images first; with `merge`, equal rows are one that has all their owners."""
-        prefixes: dict[Hashable, Prefix] = {}
-        members: dict[Hashable, list[tuple]] = {}
-        for args in requests:
-            prefix = self._prefix(args)
-            prefixes.setdefault(prefix.key, prefix)
-            members.setdefault(prefix.key, []).append(args)
-        for key in sorted(members, key=lambda key: -sum(i.width * i.height for i in prefixes[key].images)):
-            found = [row for args in members[key] for row in rows(args)]
-            if merge:
-                owners: dict[tuple[int, ...], list[Any]] = {}
-                for tokens, owner in found:
-                    owners.setdefault(tuple(tokens), []).append(owner)
-                found = [(list(tokens), together) for tokens, together in owners.items()]
-            found.sort(key=lambda row: len(row[0]))
-            yield Part(prefixes[key], [tokens for tokens, _ in found], [owner for _, owner in found])
-
-    def _batches(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
-        """Parts in batches of at most `batch_size` rows; one that is larger is cut."""
-        size = int(self.batch_size)
-        batch: list[Part] = []
-        rows = 0
-        for prefix, suffixes, owners in parts:
-            for start in range(0, len(suffixes), size):
-                piece = Part(prefix, suffixes[start : start + size], owners[start : start + size])
-                if batch and rows + len(piece.suffixes) > size:
-                    yield batch
-                    batch, rows = [], 0
-                batch.append(piece)
-                rows += len(piece.suffixes)
-        if batch:
-            yield batch
-
-    # What is computed
-
-    @torch.inference_mode()
     def _share(self, batch: Sequence[Part]) -> Shared:
-        """Pass the prefixes of a batch through the model, and put their questions behind them."""
-        encoded = self.processor(
-            text=[part.prefix.text for part in batch],
-            images=[list(part.prefix.images) for part in batch],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(self.device)
-        prefix_ids, prefix_mask = encoded["input_ids"], encoded["attention_mask"]  # (P, Lp)
-        cache = DynamicCache(config=self._vlm.config.get_text_config())
-        inner = self._vlm.model
-        inner.rope_deltas = None
-        inner(
-            input_ids=prefix_ids,
-            attention_mask=prefix_mask,
-            pixel_values=encoded["pixel_values"].to(self._vlm.dtype),
-            image_grid_thw=encoded["image_grid_thw"],
-            mm_token_type_ids=(prefix_ids == self.image_token_id).int(),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        of_row = torch.tensor([i for i, part in enumerate(batch) for _ in part.suffixes], device=self.device)  # (B,)
-        cache.batch_select_indices(of_row)
-        suffixes = [tokens for part in batch for tokens in part.suffixes]
-        length = max(len(tokens) for tokens in suffixes)
-        padding = [[self.tokenizer.pad_token_id] * (length - len(tokens)) for tokens in suffixes]
-        ids = torch.tensor([pad + tokens for pad, tokens in zip(padding, suffixes, strict=True)], device=self.device)
-        mask = torch.tensor(
-            [[0] * len(pad) + [1] * len(tokens) for pad, tokens in zip(padding, suffixes, strict=True)],
-            device=self.device,
-        )  # (B, Ls)
-        return Shared(
-            cache,
-            torch.cat([prefix_ids[of_row], ids], dim=1),
-            torch.cat([prefix_mask[of_row], mask], dim=1),
-            inner.rope_deltas[of_row],
-            length,
-        )
+        fitted = [part._replace(images=self._fitted(part.images)) for part in batch]
+        return share(self._vlm, self.processor, fitted, self.image_token_id)
 
-    def _generate(self, shared: Shared, until: list[str], **arguments: Any) -> list[str]:
-        start = shared.input_ids.shape[1]
-        self._vlm.model.rope_deltas = shared.rope_deltas
-        tokens = self._vlm.generate(
-            input_ids=shared.input_ids,
-            attention_mask=shared.attention_mask,
-            past_key_values=shared.cache,
-            pad_token_id=self.tokenizer.pad_token_id,
-            stopping_criteria=stop_sequences_criteria(self.tokenizer, until, start, len(shared.input_ids)),
-            use_cache=True,
-            **arguments,
-        )
-        return [_up_to(self.tok_decode(row), until) for row in tokens[:, start:].tolist()]
-
-    @torch.inference_mode()
-    def _log_probs(self, shared: Shared, keep: int) -> torch.Tensor:
-        """Log-probabilities of what follows each of the last `keep` tokens: (B, keep, V)."""
-        length = shared.suffix_length
-        positions = (shared.attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:] + shared.rope_deltas  # (B, Ls)
-        logits = self._vlm(
-            input_ids=shared.input_ids[:, -length:],
-            attention_mask=shared.attention_mask,
-            position_ids=positions[None].expand(3, -1, -1),
-            past_key_values=shared.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
-        return logits.float().log_softmax(-1)
+    def _fitted(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Images as `hf-multimodal` has them."""
+        sizes = self.image_width, self.image_height, self.image_max_side
+        fitted = [resize_image(image, *sizes) for image in images[: self.max_images]]
+        return [image.convert("RGB") for image in fitted] if self.rgb else fitted
 
 
-class _Answers:
-    """Answers to requests, of which equal ones are asked once."""
-
-    def __init__(self, requests: Sequence[Instance], kind: str, cache_hook: Any, quiet: bool):
-        self.kind, self.cache_hook = kind, cache_hook
-        self.keys = [_key(request.args) for request in requests]
-        by_key = {key: request.args for key, request in zip(self.keys, requests, strict=True)}
-        self.unique = list(by_key.values())
-        self.key_of = {id(args): key for key, args in by_key.items()}
-        self.given: dict[str, Any] = {}
-        self.bar = tqdm(
-            total=len(self.unique), disable=quiet, desc=f"{kind}: {len(requests)} requests", unit="request"
-        )
-
-    def give(self, args: tuple, answer: Any) -> None:
-        self.given[self.key_of[id(args)]] = answer
-        self.cache_hook.add_partial(self.kind, args, answer)
-        self.bar.update()
-
-    def all(self) -> list[Any]:
-        self.bar.close()
-        return [self.given[key] for key in self.keys]
+def _is_greedy(request: Instance) -> bool:
+    return not request.args[1].get("do_sample") and request.args[1].get("num_beams", 1) == 1
 
 
-def _key(args: tuple) -> str:
-    digest = hashlib.sha256(json.dumps(args[:2], sort_keys=True, default=repr).encode())
-    for image in args[2]["visual"]:
-        digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
-    return digest.hexdigest()
-
-
-def _grouped(items: Iterable[Any], key) -> dict[Hashable, list[Any]]:
-    groups: dict[Hashable, list[Any]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def _up_to(text: str, until: Iterable[str]) -> str:
-    for stop in until:
-        if stop:
-            text = text.split(stop)[0]
-    return text
+def _merged(of_each: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {key: value for of_one in of_each for key, value in of_one.items()}

@@ -1,4 +1,4 @@
-"""Worker processes: how many, and that none outlives the process that started it."""
+"""Worker processes: how many, and that none outlives the process that started it; which process prints."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def start_worker(parent: int, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, of those that accelerate or torchrun has started, if it has."""
+    return int(os.environ.get("RANK", "0")) == 0

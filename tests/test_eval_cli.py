@@ -2,37 +2,104 @@
 
 import json
 import os
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
 from harness_tasks.evaluate import evaluate_checkpoint
+from harness_tasks.vlm import MedForgetVLM
+from medforget_dataset.errors import UserError
 from unlearn.cli import main
 
 
 TASKS = ["medforget_patient", "medforget_general_med"]
+LIMIT = 4
 
 
-def test_scores_are_those_of_hf_multimodal(data_dir, tiny_checkpoint, tmp_path):
-    command = [sys.executable, "-m", "unlearn.cli", "eval", "--tasks", *TASKS, "--limit", "4", "--batch_size", "16"]
-    command += ["--model_args", f"pretrained={tiny_checkpoint},dtype=float32", "--output_path", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command, "--metadata", f"data={data_dir}", "--use_cache", str(tmp_path / "answers")],
+@pytest.fixture
+def command(data_dir, tiny_checkpoint, tmp_path):
+    """Arguments of an evaluation after the interpreter, whose results go to a folder `out`."""
+    arguments = ["-m", "unlearn.cli", "eval", "--tasks", *TASKS, "--limit", str(LIMIT)]
+    arguments += [
+        "--model_args",
+        f"pretrained={tiny_checkpoint},dtype=float32",
+        "--output_path",
+        str(tmp_path / "out"),
+    ]
+    return [*arguments, "--metadata", f"data={data_dir}"]
+
+
+def start(command):
+    return subprocess.Popen(
+        [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (file,) = tmp_path.glob("out/*/results_*.json")
-    results = json.loads(file.read_text())
+
+
+def results_of(command, folder):
+    """What an evaluation wrote, and what it printed."""
+    run = start(command)
+    printed, log = run.communicate(timeout=300)
+    assert run.returncode == 0, log[-3000:]
+    (file,) = folder.glob("out/*/results_*.json")
+    return json.loads(file.read_text()), printed, log
+
+
+def kept_in(database):
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as opened:
+            return opened.execute("SELECT COUNT(*) FROM unnamed").fetchone()[0]
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+@pytest.fixture(scope="module")
+def stock(data_dir, tiny_checkpoint):
+    """Scores of `hf-multimodal`."""
+    return evaluate_checkpoint(tiny_checkpoint, data_dir, TASKS, limit=LIMIT)
+
+
+def assert_scores(results, stock):
     assert results["config"]["model"] == "medforget-vlm"
-    expected = evaluate_checkpoint(tiny_checkpoint, data_dir, TASKS, limit=4)
-    assert expected.keys() == results["results"].keys()
-    for task, scores in expected.items():
+    assert results["results"].keys() == stock.keys()
+    for task, scores in stock.items():
+        assert results["n-samples"][task]["effective"] == scores["n"]
         for metric, value in scores["metrics"].items():
             assert results["results"][task][f"{metric},none"] == pytest.approx(value), (task, metric)
+
+
+def test_a_run_that_was_killed_goes_on_and_scores_as_hf_multimodal(command, stock, tmp_path):
+    command += ["--use_cache", str(tmp_path / "answers")]
+    database = tmp_path / "answers_rank0.db"
+    killed = start([*command, "--batch_size", "1"])
+    deadline = time.monotonic() + 240
+    while not kept_in(database) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    kept = kept_in(database)
+    rows = sum(scores["n"] for scores in stock.values())
+    assert 0 < kept < rows
+    results, _, log = results_of([*command, "--batch_size", "16"], tmp_path)
+    assert_scores(results, stock)
+    assert f"Cached requests: {kept}, Requests remaining: {rows - kept}" in log
+
+
+def test_two_processes_score_as_hf_multimodal(command, stock, tmp_path):
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    results, printed, log = results_of([*launch, *command, "--batch_size", "16"], tmp_path)
+    assert_scores(results, stock)
+    assert printed.count("medforget_patient_forget_cloze") == 1
+    assert log.count("Running generate_until requests") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
@@ -54,11 +121,102 @@ def test_a_glob_that_the_shell_replaced_is_told(arguments, tmp_path, monkeypatch
     assert "the shell has replaced a glob; quote it" in capsys.readouterr().err
 
 
-def test_a_tag_that_is_also_a_folder_is_a_tag(tmp_path, monkeypatch):
-    (tmp_path / "medforget_patient").mkdir()
+@pytest.mark.parametrize("name", ["medforget_patient", "medforget", "medforget_patient_forget_cloze"])
+def test_a_task_that_is_also_a_folder_is_a_task(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     seen = []
     monkeypatch.setattr("harness_tasks.cli.cli_evaluate", lambda: seen.append(list(sys.argv)))
     monkeypatch.setattr(sys, "argv", ["medforget"])
-    assert main(["eval", "--tasks", "medforget_patient", "--model", "hf-multimodal"]) == 0
+    assert main(["eval", "--tasks", name, "--model", "hf-multimodal"]) == 0
     assert seen[0][:2] == ["medforget eval", "run"] and seen[0].count("--model") == 1
+
+
+def without(*names):
+    def damage(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return damage
+
+
+def adapter(**config):
+    def damage(folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+
+    return damage
+
+
+DAMAGES = {
+    "no folder": (shutil.rmtree, "model: no such checkpoint folder"),
+    "no config": (without("config.json"), "model: not a checkpoint: it has no config.json"),
+    "no processor": (without("processor_config.json"), "but no processor of text and images; save the processor"),
+    "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "model: no processor that can be read ("),
+    "a cut tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"version":'),
+        "model: no processor that can be read (",
+    ),
+    "an adapter without its base": (
+        adapter(base_model_name_or_path="/gone/base"),
+        "model: the model that this adapter belongs to: /gone/base: no such checkpoint folder",
+    ),
+    "an adapter of nothing": (adapter(), "adapter_config.json: does not say which model the adapter belongs to"),
+    "a cut adapter": (
+        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type":'),
+        "adapter_config.json: cannot be read: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_what_is_wrong_with_a_checkpoint_is_told_in_one_line(damage, message, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(UserError) as told:
+        MedForgetVLM(str(folder), device="cpu")
+    assert message in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("chat_template.jinja", "model: the processor has no chat template; save the processor"),
+        ("config.json", "model: not a checkpoint: it has no config.json"),
+    ],
+)
+def test_the_command_tells_it_in_one_line(missing, message, data_dir, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / missing).unlink()
+    monkeypatch.setattr(sys, "argv", ["medforget"])
+    arguments = ["--model_args", f"pretrained={folder}", "--tasks", "medforget_patient_forget_cloze"]
+    assert main(["eval", *arguments, "--metadata", f"data={data_dir}"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("medforget eval: ") and message in last
+
+
+def test_rows_that_cannot_be_had_are_told(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["medforget"])
+    arguments = ["--model_args", f"pretrained={tiny_checkpoint}", "--tasks", "medforget_patient_forget_cloze"]
+    assert main(["eval", *arguments, "--metadata", f"data={tmp_path / 'gone'}"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("medforget eval: MedForget data: ") and "gone, named by data, does not exist" in last
+
+
+def test_accelerate_that_starts_one_process_for_two_is_told(monkeypatch, caplog):
+    monkeypatch.setattr("harness_tasks.cli.cli_evaluate", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["medforget"])
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--no_python", "env"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    given = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR"):
+        monkeypatch.setenv(name, given[name])
+    assert "LOCAL_RANK" not in given
+    assert main(["eval", "--tasks", "medforget_patient"]) == 0
+    assert "accelerate launch has started one process" in caplog.text

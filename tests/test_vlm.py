@@ -1,76 +1,37 @@
 """The model class for lm-eval: answers of `hf-multimodal`, log-likelihoods as of single rows, nothing asked twice."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from lm_eval.api.instance import Instance
+from image_requests import instances, load, make_checkpoint, make_images, prompt, to_generate, to_score
 from lm_eval.api.model import CachingLM
 from lm_eval.models.hf_vlms import HFMultimodalLM
-from peft import LoraConfig, get_peft_model
-from PIL import Image
-from stand_in import make_model, make_rows
-from transformers import AutoModelForImageTextToText
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from harness_tasks.batching import Prefix, Request, share_out
 from harness_tasks.vlm import MedForgetVLM
 from unlearn.checkpoints import save_checkpoint
 from unlearn.lora import LANGUAGE_LINEAR
 
 
-SIZES = [(56, 56), (84, 56), (56, 112), (140, 84)]
-QUESTIONS = [
-    "Write the findings.",
-    "Name the patient of this image, please.",
-    "How large? A) 1 B) 2 C) 3 D) 4",
-    "Why?",
-]
-OPTIONS = ["A", "B", "C", " Small opacity over the left lung, 45 mm.", " heart"]
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    model, processor = make_model(make_rows())
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.mul_(3)  # answers that differ
-    return str(save_checkpoint(tmp_path_factory.mktemp("vlm") / "model", model, processor, {}))
+    return make_checkpoint(tmp_path_factory.mktemp("vlm") / "model")
 
 
 @pytest.fixture(scope="module")
 def images():
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
-
-
-def load(kind, checkpoint, batch_size=5, **kwargs):
-    return kind(checkpoint, device="cpu", dtype="float32", batch_size=batch_size, **kwargs)
-
-
-def prompt(model, question):
-    return model.apply_chat_template([{"role": "user", "content": f"<image>{question}"}])
-
-
-def instances(kind, arguments):
-    return [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
-
-
-def to_generate(model, images, **kwargs):
-    arguments = {"max_gen_toks": 12, "do_sample": False, "until": ["mm"]} | kwargs
-    return [
-        (prompt(model, question), dict(arguments), {"visual": [image.copy()]})
-        for question in QUESTIONS
-        for image in images
-    ]
-
-
-def to_score(model, images):
-    return [
-        (prompt(model, question), option, {"visual": [image.copy()]})
-        for question in QUESTIONS
-        for image in images
-        for option in OPTIONS
-    ]
+    return make_images()
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
@@ -113,6 +74,13 @@ def test_spaces_that_end_a_context_belong_to_the_continuation(checkpoint, images
         instances("loglikelihood", [(context + " ", "heart", aux), (context, " heart", aux)]), disable_tqdm=True
     )
     assert moved == plain
+
+
+def test_an_empty_continuation_is_certain(checkpoint, images):
+    model = load(MedForgetVLM, checkpoint)
+    asked = [(prompt(model, "Why?"), option, {"visual": [images[0]]}) for option in ("", " heart")]
+    (total, greedy), _ = model.loglikelihood(instances("loglikelihood", asked), disable_tqdm=True)
+    assert (total, greedy) == (0.0, True)
 
 
 def test_what_is_shared_is_computed_once(checkpoint, images, monkeypatch):
@@ -168,30 +136,40 @@ def test_answers_survive_a_crash(kind, checkpoint, images, tmp_path, monkeypatch
     monkeypatch.setattr(model, "_share", lambda batch: rows.extend(batch) or share(batch))
     again = getattr(cached, kind)(instances(kind, requests))
     assert again == (expected if kind == "generate_until" else [pytest.approx(pair) for pair in expected])
-    assert sum(len(part.owners) for part in rows) < len(requests)
+    assert sum(len(part.rows) for part in rows) < len(requests)
     rows.clear()
     getattr(cached, kind)(instances(kind, requests))
     assert not rows
 
 
+def put_adapter(model, base, folder, seed):
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=LANGUAGE_LINEAR, init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
 def test_an_adapter_is_loaded_with_its_base(checkpoint, images, tmp_path):
     base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
-    torch.manual_seed(0)
-    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=LANGUAGE_LINEAR, init_lora_weights=False))
-    adapted.peft_config["default"].base_model_name_or_path = checkpoint
-    adapted.save_pretrained(tmp_path / "adapter")
-    answers = []
-    for kind, path, kwargs in (
-        (MedForgetVLM, str(tmp_path / "adapter"), {}),
-        (MedForgetVLM, checkpoint, {"peft": str(tmp_path / "adapter")}),
-        (HFMultimodalLM, checkpoint, {"peft": str(tmp_path / "adapter")}),
-        (MedForgetVLM, checkpoint, {}),
-    ):
+    merged = put_adapter(base, checkpoint, tmp_path / "first", 0).merge_and_unload()
+    save_checkpoint(tmp_path / "merged", merged, AutoProcessor.from_pretrained(checkpoint), {})
+    put_adapter(merged, tmp_path / "first", tmp_path / "second", 1)
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+
+    def answers(kind, path, **kwargs):
         model = load(kind, path, **kwargs)
-        answers.append(
-            model.generate_until(instances("generate_until", to_generate(model, images)), disable_tqdm=True)
-        )
-    assert answers[0] == answers[1] == answers[2] != answers[3]
+        return model.generate_until(instances("generate_until", to_generate(model, images)), disable_tqdm=True)
+
+    with_first = answers(MedForgetVLM, first)
+    assert (
+        with_first == answers(HFMultimodalLM, checkpoint, peft=first) == answers(MedForgetVLM, checkpoint, peft=first)
+    )
+    assert with_first != answers(MedForgetVLM, checkpoint)
+    with_both = answers(MedForgetVLM, second)
+    assert with_both == answers(HFMultimodalLM, str(tmp_path / "merged"), peft=second)
+    assert with_both != with_first
+    assert isinstance(load(MedForgetVLM, second).model, PeftModel)
 
 
 def test_a_model_it_does_not_know_is_evaluated_as_by_hf_multimodal(checkpoint, images, caplog, monkeypatch):
@@ -210,3 +188,58 @@ def test_a_model_it_does_not_know_is_evaluated_as_by_hf_multimodal(checkpoint, i
     )
     with pytest.raises(NotImplementedError):
         model.loglikelihood(instances("loglikelihood", to_score(model, images[:1])))
+
+
+def test_all_questions_about_an_image_go_to_one_that_has_it():
+    requests = {
+        f"{image}{n}": Request(Prefix("", image), str(n), "", "")
+        for image, questions in {"a": 5, "b": 3, "c": 3, "d": 1}.items()
+        for n in range(questions)
+    }
+    asked = [
+        {key: request for key, request in requests.items() if key[0] in held and int(key[1]) % 2 == own}
+        for held, own in (("abc", 0), ("abcd", 1), ("d", 0))
+    ]
+    done = {"a0": "known"}
+    shares = share_out(asked, done)
+    assert [sorted(request.prefix.digest + request.suffix for request in share) for share in shares] == [
+        ["a1", "a2", "a3", "a4"],
+        ["b0", "b1", "b2", "c0", "c1", "c2"],
+        ["d0"],
+    ]
+
+
+def test_two_processes_divide_the_images_and_answer_as_one(images, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "model")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TESTS / "two_askers.py"]
+    done = subprocess.run(
+        [sys.executable, *launch, tmp_path],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [(facts["rank"], facts["world"]) for facts in two] == [(0, 2), (1, 2)]
+
+    model = load(MedForgetVLM, checkpoint)
+    texts = to_generate(model, images)
+    texts = [text for i in range(len(images)) for text in texts[i :: len(images)]]
+    expected = model.generate_until(instances("generate_until", texts), disable_tqdm=True)
+    for name, all_expected in (
+        ("generate", expected),
+        ("again", expected + expected[1:]),
+        ("cached", expected),
+        ("resumed", expected),
+    ):
+        for rank, facts in enumerate(two):
+            assert facts[name]["answers"] == all_expected[rank::2], (name, rank)
+    scores = model.loglikelihood(instances("loglikelihood", to_score(model, images)), disable_tqdm=True)
+    for rank, facts in enumerate(two):
+        for found, (total, greedy) in zip(facts["score"]["answers"], scores[rank::2], strict=True):
+            assert found == [pytest.approx(total, abs=1e-4), greedy]
+        for name in ("generate", "again", "cached"):
+            assert (facts[name]["images"], facts[name]["rows"]) == (2, 8), name
+    # What the first process has in its cache, for either of them, is not computed again.
+    assert [facts["resumed"]["rows"] for facts in two] == [0, 4]

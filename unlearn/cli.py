@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
@@ -18,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from medforget_dataset.cli import COMMANDS as DATASET_COMMANDS
 from medforget_dataset.cli import say
 from medforget_dataset.errors import UserError
+from medforget_dataset.processes import is_first_process
 
 from . import sweep
 from .training_cli import add_finetune, add_pretrain, add_unlearn
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {unknown[0]}; {hint}")
         return args.run(args)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # several processes find the same mistake
+        if is_first_process():  # several processes find the same mistake
             say(f"medforget {args.command}: {error}")
         return 2
     except DatasetGenerationError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from medforget_dataset.cli import say
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
+from medforget_dataset.processes import is_first_process
 
 
 ACCELERATE_CONFIGS = Path(__file__).with_name("accelerate_configs")
@@ -336,7 +337,7 @@ def _launch(config: str) -> int:
 
 
 def _print_scores(out: Path, scores: dict[str, dict[str, float]]) -> None:
-    if int(os.environ.get("RANK", "0")):
+    if not is_first_process():
         return
     say(f"{out}: rows answered exactly")
     for side, tasks in scores.items():
