@@ -9,48 +9,61 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 LEVELS = ("institution", "patient", "study", "section")
-KINDS = ("generation", "cloze", "classification", "identity")
+# Each with a file _KIND_yaml; classification_text asks the rows of classification, without forcing a letter.
+KINDS = ("generation", "cloze", "classification", "classification_text", "identity")
+CONTEXTS = ("none", "study", "patient", "institution")
+# What follows the level in the name of a configuration of the dataset, for each split.
+CONFIGS = {"forget": "forget", "retain": "retain", "rephrase": "forget_rephrase", "attack": "forget"}
+VERSION = 1.1
 GROUP_FILE = "medforget.yaml"
 
 
 class Leaf(NamedTuple):
-    """One lm-eval task: the rows of one kind in one split of the evaluation."""
+    """One lm-eval task: the rows of one kind in one split of the evaluation, or an attack."""
 
     level: str  # "" for general_med
-    split: str  # forget, retain, rephrase or general_med, as the report names them
+    split: str  # forget, retain, rephrase, attack or general_med, as the report names them
     kind: str
+    context: str = ""  # what an attack names before the question
 
     @property
     def slice(self) -> str:
-        """The task's name without its kind, which is also a tag."""
+        """The task's name without its kind or context, which is also a tag."""
         return "_".join(part for part in ("medforget", self.level, self.split) if part)
 
     @property
     def name(self) -> str:
-        return f"{self.slice}_{self.kind}"
+        return f"{self.slice}_{self.context or self.kind}"
 
     @property
     def config(self) -> str:
         """Configuration of the dataset."""
         if not self.level:
             return self.split
-        return f"{self.level}_{'forget_rephrase' if self.split == 'rephrase' else self.split}"
+        return f"{self.level}_{CONFIGS[self.split]}"
 
     @property
     def data_split(self) -> str:
         """Split of that configuration."""
-        return "train" if self.split in ("forget", "retain") else "test"
+        return "test" if self.split in ("rephrase", "general_med") else "train"
+
+    @property
+    def task(self) -> str:
+        """Kind of question that the rows have."""
+        return self.kind.removesuffix("_text")
 
     @property
     def tags(self) -> list[str]:
-        return [f"medforget_{self.level}", self.slice] if self.level else [self.slice]
+        tags = [f"medforget_{self.level}", self.slice] if self.level else [self.slice]
+        return [*tags, "medforget_attack"] if self.context else tags
 
     def yaml(self) -> str:
+        context = f", context: {self.context}" if self.context else ""
         return (
             f"include: _{self.kind}_yaml\n"
             f"task: {self.name}\n"
             f"tag: [{', '.join(self.tags)}]\n"
-            f"dataset_kwargs: {{config: {self.config}, split: {self.data_split}, task: {self.kind}}}\n"
+            f"dataset_kwargs: {{config: {self.config}, split: {self.data_split}, task: {self.task}{context}}}\n"
         )
 
 
@@ -61,7 +74,9 @@ def _leaves() -> Iterator[Leaf]:
                 # Forgetting sections forgets no identity row: those lie above it (paper, Table 2).
                 if (level, kind) != ("section", "identity") or split == "retain":
                     yield Leaf(level, split, kind)
-    for kind in KINDS[:3]:  # general_med knows no hospital, so it has no identity rows
+        for context in CONTEXTS:
+            yield Leaf(level, "attack", "generation", context)
+    for kind in KINDS[:-1]:  # general_med knows no hospital, so it has no identity rows
         yield Leaf("", "general_med", kind)
 
 
@@ -69,9 +84,9 @@ LEAVES = tuple(_leaves())
 
 
 def files() -> dict[str, str]:
-    """Return the text of every generated file by its name: the 49 tasks and the group."""
+    """Return the text of every generated file by its name: the tasks and the group."""
     group_members = "".join(f"  - {tag}\n" for tag in dict.fromkeys(leaf.tags[0] for leaf in LEAVES))
-    group = f"group: medforget\ntask:\n{group_members}metadata:\n  version: 1.0\n"
+    group = f"group: medforget\ntask:\n{group_members}metadata:\n  version: {VERSION}\n"
     return {f"{leaf.name}.yaml": leaf.yaml() for leaf in LEAVES} | {GROUP_FILE: group}
 
 

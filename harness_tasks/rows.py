@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 
 LETTERS = "ABCD"
+CONTEXTS = ("institution", "patient", "study", "none")
 IMAGE_PLACEHOLDER = "<image>"  # lm-eval's, whatever the model's own image token is
 
 
@@ -30,6 +31,7 @@ def load(
     config: str,
     split: str,
     task: str,
+    context: str = "none",
     data: str | None = None,
     wrong_image: bool = False,
     pretrained: str | None = None,
@@ -49,6 +51,9 @@ def load(
             Split of the configuration to evaluate on.
         task (`str`):
             Kind of question: `"identity"`, `"generation"`, `"cloze"` or `"classification"`.
+        context (`str`, *optional*, defaults to `"none"`):
+            Names that an attack puts before the question: `"none"`, `"study"`, `"patient"` or `"institution"`; see
+            [`with_context`].
         data (`str`, *optional*):
             Dataset folder, or a Hub id in the form ORG/NAME; see [`find_data`].
         wrong_image (`bool`, *optional*, defaults to `False`):
@@ -83,7 +88,7 @@ def load(
     if wrong_image:
         pool = rows if config == "general_med" else _read(source, "finetune", "train")
         chosen = with_other_images(chosen, pool)
-    return {"test": chosen}
+    return {"test": with_context(chosen, context)}
 
 
 def find_data(data: str | None = None) -> str:
@@ -190,6 +195,40 @@ def with_other_images(rows: datasets.Dataset, pool: datasets.Dataset) -> dataset
             source_of[study] = other[n % len(other)]
     images = pool.select([source_of[_prefix(row_id, 3)] for row_id in rows["id"][:]])["image"][:]
     return rows.remove_columns("image").add_column("image", images, feature=datasets.Image(decode=False))
+
+
+def with_context(rows: datasets.Dataset, context: str) -> datasets.Dataset:
+    """
+    Put the names of the nodes above a question before it: the cumulative reconstruction attack of the paper's Table 6.
+
+    Args:
+        rows (`datasets.Dataset`):
+            Rows to ask.
+        context (`str`):
+            `"none"`, or the highest level to name, `"study"`, `"patient"` or `"institution"`; those below it follow.
+
+    Returns:
+        `datasets.Dataset`: The rows with the whole prompt as `question`, and the bare question as `original_question`.
+
+    Raises:
+        ValueError: If the context is unknown.
+
+    Example:
+        >>> row = {"question": "Why?", "original_question": "", "study": "S1", "patient": "Ann Bell"}
+        >>> with_context(datasets.Dataset.from_list([row]), "patient")[0]["question"]
+        'For patient Ann Bell, study S1: Why?'
+    """
+    if context not in CONTEXTS:
+        raise ValueError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
+    named = CONTEXTS[CONTEXTS.index(context) : -1]
+    if not named:
+        return rows
+    questions = rows["question"][:]
+    names = zip(*([f"{level} {name}" for name in rows[level][:]] for level in named), strict=True)
+    prompts = [f"For {', '.join(of_row)}: {question}" for of_row, question in zip(names, questions, strict=True)]
+    asked = rows.remove_columns(["question", "original_question"])
+    asked = asked.add_column("question", prompts).add_column("original_question", questions)
+    return asked.select_columns(rows.column_names)
 
 
 def _prefix(row_id: str, parts: int) -> str:

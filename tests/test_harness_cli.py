@@ -39,7 +39,7 @@ def results(run):
     return json.loads(path.read_text())
 
 
-def test_all_49_tasks_run_to_the_end(results):
+def test_all_78_tasks_run_to_the_end(results):
     assert set(results["results"]) == {leaf.name for leaf in generate.LEAVES}
     assert {count["effective"] for count in results["n-samples"].values()} == {2}
     for scores in results["results"].values():
@@ -49,12 +49,25 @@ def test_all_49_tasks_run_to_the_end(results):
 
 def test_samples_are_logged_without_images(run):
     paths = list(run.glob("output/*/samples_*.jsonl"))
-    assert len(paths) == 49
+    assert len(paths) == 78
     for path in paths:
         first, second = map(json.loads, path.read_text().splitlines())
         assert first["doc"]["id"] != second["doc"]["id"]
         assert len(first["doc"]["image"]["bytes"]) == 64  # a hash
         assert first["target"] == first["doc"]["answer"]
+
+
+def test_samples_of_an_attack_show_the_whole_prompt(run):
+    for level in generate.LEVELS:
+        (path,) = run.glob(f"output/*/samples_medforget_{level}_attack_institution_*.jsonl")
+        for sample in map(json.loads, path.read_text().splitlines()):
+            doc = sample["doc"]
+            prompt = (
+                f"For institution {doc['institution']}, patient {doc['patient']}, study {doc['study']}: "
+                f"{doc['original_question']}"
+            )
+            assert doc["question"] == prompt
+            assert prompt in sample["arguments"]["gen_args_0"]["arg_0"]
 
 
 def test_a_second_run_answers_from_the_cache(run, results, data_dir, tiny_checkpoint, monkeypatch):
@@ -77,7 +90,7 @@ def test_a_second_run_answers_from_the_cache(run, results, data_dir, tiny_checkp
         log_samples=False,
         bootstrap_iters=0,
     )
-    assert len(again["results"]) == 7
+    assert len(again["results"]) == 9
     for task, scores in again["results"].items():
         expected = results["results"][task]
         assert {name: value for name, value in scores.items() if "stderr" not in name} == {

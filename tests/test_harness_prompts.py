@@ -52,8 +52,21 @@ def requests(lm, task, limit):
 def rows_of(data_dir, leaf, limit):
     """The first rows of a task, read without any of the code under test."""
     rows = Dataset(pq.read_table(data_dir / leaf.config / f"{leaf.data_split}-00000-of-00001.parquet"))
-    kind = rows.features["task"].str2int(leaf.kind)
-    return rows.select([index for index, other in enumerate(rows["task"]) if other == kind][:limit])
+    kind = rows.features["task"].str2int(leaf.kind.removesuffix("_text"))
+    rows = rows.select([index for index, other in enumerate(rows["task"]) if other == kind][:limit])
+    return [row | {"question": attack_prompt(leaf.context, row)} for row in rows]
+
+
+def attack_prompt(context, row):
+    """The forms of the paper's Table 6, written out."""
+    institution, patient, study, question = (row[name] for name in ("institution", "patient", "study", "question"))
+    return {
+        "": question,
+        "none": question,
+        "study": f"For study {study}: {question}",
+        "patient": f"For patient {patient}, study {study}: {question}",
+        "institution": f"For institution {institution}, patient {patient}, study {study}: {question}",
+    }[context]
 
 
 @pytest.mark.parametrize("leaf", generate.LEAVES, ids=lambda leaf: leaf.name)
@@ -94,14 +107,28 @@ def test_answers_do_not_depend_on_the_batch_size_and_are_those_of_the_training_p
     for leaf in leaves:
         if leaf.kind == "classification":
             continue
-        longest = 128 if leaf.kind == "generation" else 64
+        longest = 64 if leaf.kind in ("cloze", "identity") else 128
         for row in rows_of(data_dir, leaf, limit=3):
             inputs = training_inputs(lm.processor, row)
             output = lm.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
             answer = output[0, inputs["input_ids"].shape[1] :]
             expected.append(lm.tokenizer.decode(answer, skip_special_tokens=True))
-    free = [answer for answer, request in zip(answers[64], asked, strict=True) if "classif" not in request.task_name]
+    free = [
+        answer
+        for answer, request in zip(answers[64], asked, strict=True)
+        if not request.task_name.endswith("_classification")
+    ]
     assert free == expected
+
+
+def test_the_attack_without_context_makes_the_requests_of_the_forget_task(lm, tasks):
+    for level in generate.LEVELS:
+        plain, attack = (
+            requests(lm, tasks[f"medforget_{level}_{task}"], limit=None)
+            for task in ("forget_generation", "attack_none")
+        )
+        assert [request.args for request in attack] == [request.args for request in plain]
+        assert [request.doc for request in attack] == [request.doc for request in plain]
 
 
 def test_choice_is_the_option_of_highest_log_likelihood(lm, tasks, data_dir):

@@ -177,6 +177,51 @@ def test_wrong_image_needs_a_second_patient_and_a_truth_value(data_dir):
         rows.load(**CLOZE, data=str(data_dir), wrong_image="no")
 
 
+def test_contexts_name_nodes_from_the_study_upwards_in_the_words_of_the_paper(data_dir):
+    prompts = {}
+    for context in ("none", "study", "patient", "institution"):
+        loaded = rows.load("patient_forget", "train", "generation", context=context, data=str(data_dir))["test"]
+        prompts[context] = loaded["question"][:]
+    for none, study, patient, institution, row in zip(*prompts.values(), loaded, strict=True):
+        assert study == f"For study {row['study']}: {none}"
+        assert patient == f"For patient {row['patient']}, study {row['study']}: {none}"
+        assert institution == (
+            f"For institution {row['institution']}, patient {row['patient']}, study {row['study']}: {none}"
+        )
+        assert row["original_question"] == none
+
+
+def test_a_context_changes_nothing_but_the_question(data_dir):
+    plain, named = (
+        rows.load("study_forget", "train", "generation", context=context, data=str(data_dir))["test"]
+        for context in ("none", "institution")
+    )
+    assert plain.features == named.features
+    changed = ["question", "original_question"]
+    assert plain.remove_columns(changed)[:] == named.remove_columns(changed)[:]
+
+
+def test_a_context_stays_with_its_row_when_the_image_is_anothers(data_dir):
+    own, other = (
+        rows.load("patient_forget", "train", "generation", context="study", data=str(data_dir), wrong_image=wrong)
+        for wrong in (False, True)
+    )
+    assert own["test"]["question"][:] == other["test"]["question"][:]
+    assert own["test"][0]["image"] != other["test"][0]["image"]
+
+
+@pytest.mark.parametrize(("level", "sections"), [("institution", 64), ("patient", 64), ("study", 64), ("section", 64)])
+def test_an_attack_asks_all_forgotten_sections(level, sections, data_dir):
+    for context in rows.CONTEXTS:
+        loaded = rows.load(f"{level}_forget", "train", "generation", context=context, data=str(data_dir))["test"]
+        assert len(set(loaded["id"])) == len(loaded) == sections
+
+
+def test_an_unknown_context_is_told(data_dir):
+    with pytest.raises(ValueError, match="context is 'section'; it must be one of institution, patient, study, none"):
+        rows.load("patient_forget", "train", "generation", context="section", data=str(data_dir))
+
+
 def test_option_letters_need_a_named_model():
     with pytest.raises(ValueError, match="pretrained="):
         rows.letter_tokens(None, "main")
