@@ -80,10 +80,10 @@ def test_a_sharded_step_is_a_whole_one(method, results):
 @pytest.mark.parametrize(
     "command",
     [
-        "finetune --config patient_retain --images-per-step 2",
+        pytest.param("finetune --config patient_retain --images-per-step 2", marks=pytest.mark.slow),
         "unlearn --method npo --level patient",
     ],
-    ids=lambda command: command.split()[0],
+    ids=["finetune", "unlearn"],
 )
 def test_the_commands_train_on_two_processes_as_on_one(command, data_dir, tiny_checkpoint, tmp_path):
     """By our configuration for DDP, with two processes; where there is no GPU, on the CPU."""

@@ -326,6 +326,15 @@ def test_a_killed_build_goes_on_without_asking_twice(tmp_path):
     assert json.loads(done.stdout) == json.loads(json.dumps([[*address, *asked] for address, asked in whole.items()]))
 
 
+@pytest.fixture
+def interruptible():
+    """Shells start what runs in their background with Ctrl-C ignored, and Python leaves it at that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_was_answered(tmp_path):
     texts = [f"{n} nodules are seen in the lung." for n in range(6)]
     stop = [True]
