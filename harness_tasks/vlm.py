@@ -84,9 +84,9 @@ class MedForgetVLM(HFMultimodalLM):
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         model: Any = self.model
         # An adapter's layers stay in the model that PEFT wraps.
-        self._vlm = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._vlm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._has_met_others = False
-        layers = getattr(self._vlm.config.get_text_config(), "layer_types", ())
+        layers = getattr(model.config.get_text_config(), "layer_types", ())
         is_known = isinstance(self._vlm, Qwen2_5_VLForConditionalGeneration)
         self.shares_prefixes = is_known and "sliding_attention" not in layers
         if not self.shares_prefixes:

@@ -88,8 +88,8 @@ class Workers:
                     if error:
                         logger.error("%s failed; what it printed is in %s", stage.name, self._log(stage))
                     # A process that died takes all others of its pool with it.
-                    survivable = isinstance(error, SURVIVABLE) and not isinstance(error, BrokenExecutor)
-                    if failed and stage.optional and survivable:
+                    survives = stage.optional and not isinstance(error, BrokenExecutor)
+                    if failed and survives and isinstance(error, SURVIVABLE):
                         lost = failed(stage, error)
                         waiting = [other for other in waiting if other.name not in lost]
                     else:

@@ -7,6 +7,7 @@ import math
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from medforget_dataset.hierarchy import LEVELS
 
@@ -30,8 +31,8 @@ def cascade_figure(run: RunFolder, records: Records, level: str) -> Picture:
     ]
     across = min(3, len(methods))
     down = math.ceil(len(methods) / across)
-    figure = Figure(figsize=(3.6 * across, 2.3 * down + 0.2), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.08, hspace=0.08)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(wspace=0.08, hspace=0.08)
+    figure = Figure(figsize=(3.6 * across, 2.3 * down + 0.2), layout=layout)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for number, axes in enumerate(panels):
         if number < len(methods):

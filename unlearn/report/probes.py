@@ -143,8 +143,8 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
         }
         for metric, value in numbers.items():
             if value is not None and math.isfinite(value):
-                size = {"n": int(result.get("forget_rows", 0)), "studies": int(result.get("examples", 0))}
-                records.add(Record("relearning", metric, float(value), **size, **about))
+                sizes = int(result.get("forget_rows", 0)), int(result.get("examples", 0))
+                records.add(Record("relearning", metric, float(value), *sizes, **about))
     return curves
 
 
