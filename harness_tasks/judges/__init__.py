@@ -75,7 +75,7 @@ class JudgeSettings:
         if unknown:
             raise UserError(f"{unknown[0]}: unknown; the judge's settings are {', '.join(keys)}")
         # The command line makes numbers of what looks like one, a model's name too.
-        values = {
+        values: dict[str, Any] = {
             keys[key]: value if keys[key] in ("max_requests", "concurrency") else str(value)
             for key, value in given.items()
         }

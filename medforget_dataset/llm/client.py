@@ -124,7 +124,7 @@ class Endpoint:
     Args:
         url (`str`): Base address.
         cache ([`~medforget_dataset.llm.cache.ReplyCache`]): Replies so far.
-        forms (`Sequence[str]`, *optional*): Forms in which a request can be put, the most demanding first. One that the
+        forms (`Sequence[str]`, *optional*): Forms in which a request can be put, the most demanding first. What the
             server refuses is not used again.
         budget ([`Budget`], *optional*): Requests that may be sent; without one there is no cap.
     """
