@@ -51,7 +51,7 @@ def server(tiny_checkpoint, tmp_path_factory):
 
 def _is_up(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
             return True
     except (urllib.error.URLError, OSError):
         return False

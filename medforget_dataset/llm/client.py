@@ -124,8 +124,8 @@ class Endpoint:
     Args:
         url (`str`): Base address.
         cache ([`~medforget_dataset.llm.cache.ReplyCache`]): Replies so far.
-        forms (`Sequence[str]`, *optional*): Forms in which a request can be put, the most demanding first. One that
-            the server refuses is not used again.
+        forms (`Sequence[str]`, *optional*): Forms in which a request can be put, the most demanding first. What the
+            server refuses is not used again.
         budget ([`Budget`], *optional*): Requests that may be sent; without one there is no cap.
     """
 
