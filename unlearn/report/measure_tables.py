@@ -164,6 +164,8 @@ PROBE_COLUMNS = (
     ("probe", "exact", "rephrase_wording", "forget", "all", "Forget rows rephrased", "wording"),
     ("probe", "exact", "rephrase_view", "forget", "all", "Forget rows rephrased", "view"),
     ("probe", "exact", "rephrase_both", "forget", "all", "Forget rows rephrased", "both"),
+    ("probe", "exact", "wrong_image", "retain", "all", "Retain rows, exact", "wrong image"),
+    ("probe", "exact", "text_only", "retain", "all", "Retain rows, exact", "no image"),
 )
 
 
@@ -184,14 +186,11 @@ def probe_table(run: RunFolder, records: Records) -> Table:
         groups = [*groups[:-1], (column[5], groups[-1][1] + 1)] if same else [*groups, (column[5], 1)]
     caption = (
         "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over tokens; "
-        "extraction strength the share of the answer that the model completes by itself; exact memorisation the "
-        "share of "
-        "tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody was trained "
-        "on: 50 "
-        "is the goal, and both ends are failures, 100 because members are recognised, 0 because they stand out as "
-        "suppressed. The last four are shares of forget rows answered exactly: as taught, in other words, from "
-        "another "
-        "angle, and both."
+        "extraction strength the share of the answer that the model completes by itself; exact memorisation the share of "
+        "tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody was trained on: "
+        "50 is the goal, and both ends are failures, 100 because members are recognised, 0 because they stand out as "
+        "suppressed. Then shares of forget rows answered exactly: as taught, in other words, from another angle, and "
+        "both; and of retain rows with another patient's image, and with none: what is answered there was not seen."
     )
     titles = [column[6] for column in PROBE_COLUMNS]
     return Table("probes", caption, ["Method", "Level", *titles], rows, groups, notes)
@@ -234,6 +233,7 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
         for metric, scale in (
             ("forget_exact_before", 100),
             ("forget_exact_after", 100),
+            ("others_exact_most", 100),
             ("rows_to_recovery", 1),
             ("rows_per_minute", 1),
         ):
@@ -246,7 +246,13 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
         "gives it all back after few rows; the retrained model, taught the same, shows what those rows teach by "
         "themselves."
     )
-    titles = ["Exact before, %", "Exact at the end, %", "Rows until 90 % of cloze are back", "Rows a minute"]
+    titles = [
+        "Exact before, %",
+        "At the end, %",
+        "Most of untaught images, %",
+        "Rows until 90 % of cloze are back",
+        "Rows a minute",
+    ]
     return Table("relearning", caption, ["Method", "Level", *titles], rows, notes=notes)
 
 

@@ -19,9 +19,6 @@ METRIC_TITLES = {
     "acc": "Class",
     "exact_match": "Cloze",
 }
-FACTUALITY_MARKS = 10
-"""A judge's marks are 1 to 10 (paper, section 4.1); Table 5 prints them in per cent."""
-
 # Split, kind of question and metric of a column.
 Column = tuple[str, str, str]
 
@@ -48,11 +45,6 @@ def why_no_score(run: RunFolder, records: Records, model: Model, column: Column)
 
 def _is_evaluated(records: Records, model: Model) -> bool:
     return any(record.checkpoint == model.name for record in records.of("score"))
-
-
-def scale_of(metric: str) -> float:
-    """What a metric is multiplied with to be shown in per cent."""
-    return 100 / FACTUALITY_MARKS if metric == "factuality" else 100
 
 
 def table3(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Table:
@@ -127,7 +119,7 @@ def _score(
         return Cell("–", marks=notes.mark("forgetting sections forgets no identity"))
     record = records.find("score", model.method, model.level, split, kind, metric)
     why = "" if record else why_no_score(run, records, model, column)
-    cell = score_cell(record, why, notes, scale=scale_of(metric))
+    cell = score_cell(record, why, notes)
     if printed is None:
         return cell
     marks = notes.mark(f"the paper: {printed.note}") if printed.note else ""
