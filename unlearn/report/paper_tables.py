@@ -61,10 +61,10 @@ def table3(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Ta
         gen = f"Gen is judged by {judge}; the paper's by DeepSeek-V3, so the two are not one scale."
     caption = (
         "Scores in per cent (Table 3 of the paper). Large: this run; small and grey: the paper, Lingshu-7B on "
-        "MIMIC-CXR, "
-        f"another model and other data. {gen} Class: the most probable option; Cloze and Identity: exact string. The "
-        "paper has no Identity. ↓ lower is better, ↑ higher is better; Retrained never saw the forgotten rows and is "
-        "where a method should arrive. Letters at the paper's numbers: where it contradicts itself."
+        f"MIMIC-CXR, another model and other data. {gen} Class: the most probable option; Cloze and Identity: exact "
+        "string. The paper has no Identity. ↓ lower is better, ↑ higher is better; Retrained never saw the "
+        "forgotten rows and is where a method should arrive. Letters at the paper's numbers: where it contradicts "
+        "itself."
     )
 
     def printed(model: Model, column: Column) -> paper.Printed | None:
@@ -79,9 +79,8 @@ def table5(run: RunFolder, records: Records, judge: str) -> Table:
     """The paper's Table 5."""
     columns = [(split, "generation", metric) for split in SPLITS for metric in ("rouge_l", "factuality", "gen_score")]
     caption = (
-        f"The parts of Gen in per cent (Table 5 of the paper): Gen = 0.75 × Fact. + 0.25 × ROUGE-L of each row. "
-        f"Large: "
-        f"this run, judged by {judge}; small and grey: the paper, judged by DeepSeek-V3."
+        "The parts of Gen in per cent (Table 5 of the paper): Gen = 0.75 × Fact. + 0.25 × ROUGE-L of each row. "
+        f"Large: this run, judged by {judge}; small and grey: the paper, judged by DeepSeek-V3."
     )
     titles = [METRIC_TITLES[metric] for _, _, metric in columns]
 
@@ -145,11 +144,10 @@ def accuracy_table(run: RunFolder, records: Records) -> Table:
             titles += ["paper", "code"]
             spans.append((f"{title} {split}", 2))
     caption = (
-        "Accuracy in per cent by two definitions. Paper: the most probable option, or the exact string but for case, "
-        "white space and final punctuation. Code: the definition in the authors' published code, ROUGE-L of exactly "
-        "1 on "
-        "freely generated text, which takes “effusion” and “Effusions” for the same and a letter with its option for "
-        "another answer."
+        "Accuracy in per cent by two definitions. Paper: the most probable option, or the exact string but for "
+        "case, white space and final punctuation. Code: the definition in the authors' published code, ROUGE-L of "
+        "exactly 1 on freely generated text, which takes “effusion” and “Effusions” for the same and a letter with "
+        "its option for another answer."
     )
     notes, rows = Notes(), []
     for model in model_rows(run):
