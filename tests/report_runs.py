@@ -52,7 +52,7 @@ class FinishedRun:
             self.rows[config] = self._read(config, "test" if config == "general_med" else "train")
         for level in levels:
             self.rows[f"{level}_rephrase"] = self._read(f"{level}_forget_rephrase", "test")
-        self.stages = {"build": 12.0, "pretrain": 30.0}
+        self.stages, self.failures = {"build": 12.0, "pretrain": 30.0}, {}
         for name, method, own in self.models():
             self.train(name, method)
             self.evaluate(name, method, own)
@@ -156,15 +156,19 @@ class FinishedRun:
             path.unlink()
         for name, seconds in self.stages.items():
             (self.folder / ".stages" / f"{name}.json").write_text(json.dumps({"key": "x", "seconds": seconds}))
+        for name, why in self.failures.items():
+            (self.folder / ".stages" / f"{name}.json").write_text(json.dumps({"key": "x", "failed": why}))
 
     def fail(self, stage, words):
         """Take a stage back, with what depends on it, as if it had failed with these words."""
-        for name in (stage, f"evaluate-{stage}", f"probe-{stage}"):
+        for name in (f"evaluate-{stage}", f"probe-{stage}"):
             self.stages.pop(name, None)
+            self.failures[name] = f"{stage} failed"
+        del self.stages[stage]
+        self.failures[stage] = words
         for path in (f"evaluation/{stage}.json", f"probes/{stage}.parquet", f"relearning/{stage}.json"):
             (self.folder / path).unlink(missing_ok=True)
         self.write_stages()
-        (self.folder / ".stages" / f"{stage}.json").write_text(json.dumps({"failed": words}))
 
 
 def _scored(task, row, response):
@@ -176,8 +180,8 @@ def _scored(task, row, response):
     if "cloze" in task or "identity" in task:
         return {"exact_match": right, "exact_match_authors_code": right}
     words, own = set(row["answer"].lower().split()), set(response.lower().split())
-    rouge, factuality = len(words & own) / max(len(words | own), 1), float(1 + round(9 * right))
-    judged = {"factuality": factuality, "gen_score": 0.075 * factuality + 0.25 * rouge}
+    rouge, factuality = len(words & own) / max(len(words | own), 1), (1 + round(9 * right)) / 10
+    judged = {"factuality": factuality, "gen_score": 0.75 * factuality + 0.25 * rouge}
     return {"rouge_l": rouge, "exact_match": right, **judged, "exact_match_authors_code": right}
 
 

@@ -169,7 +169,7 @@ def test_cells_show_their_records_and_nothing_else(finished, report):
         record = records[name]
         if record["metric"] == "ks_p_value":
             continue
-        scale = 10 if record["metric"] == "factuality" else 1 if record["metric"].startswith("rows_") else 100
+        scale = 1 if record["metric"].startswith("rows_") else 100
         assert float(text.replace("−", "-")) == pytest.approx(scale * record["value"], abs=0.0501), name
 
 

@@ -68,6 +68,7 @@ class _Stages:
 
     def __init__(self, folder):
         self.folder = folder
+        self.failures = {}
         self.stages = {p.stem: json.loads(p.read_text())["seconds"] for p in (folder / ".stages").iterdir()}
 
     write_stages = FinishedRun.write_stages

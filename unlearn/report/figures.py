@@ -157,11 +157,9 @@ def attack_figure(run: RunFolder, records: Records, metrics: Metrics, judge: str
     figure.axes[0].set_ylabel(f"{METRIC_TITLES[metric]} (%)")
     legend_below(figure)
     caption = (
-        "The reconstruction attack by unlearned level (Figure 6 of the paper), one panel a form of prompt. Above the "
-        "dashed "
-        "line of the retrained model, which cannot leak, something is recovered. Hatched: the vanilla model itself "
-        "scores "
-        f"under 50 % there, so the form tells nothing. {judge}"
+        "The reconstruction attack by unlearned level (Figure 6 of the paper), one panel a form of prompt. Above "
+        "the dashed line of the retrained model, which cannot leak, something is recovered. Hatched: the vanilla "
+        f"model itself scores under 50 % there, so the form tells nothing. {judge}"
     )
     return picture("attack", caption, "Lines of attack scores by unlearned level, one panel a form of prompt", figure)
 
@@ -222,8 +220,7 @@ def sections_figure(shares: Sequence[Record]) -> Picture:
     axes.spines[["top", "right"]].set_visible(False)
     caption = (
         "Share of each kind of report section in the data (Figure 4 of the paper, where Impression has 23.6 %, "
-        "Findings "
-        "20.1 %, Technique 19.5 %, Indication 17.1 % and Examination 13.4 %)."
+        "Findings 20.1 %, Technique 19.5 %, Indication 17.1 % and Examination 13.4 %)."
     )
     return picture("sections", caption, "Bars of the share of each kind of section", figure)
 

@@ -41,13 +41,10 @@ def cascade_figure(run: RunFolder, records: Records, level: str) -> Picture:
             axes.set_visible(False)
     caption = (
         f"Cascade of unlearning at {level} level: per cent of rows answered exactly. Rows: the level that the "
-        f"question is "
-        "about. Columns: how the row stands to what was forgotten – forgotten itself; an identity above a forgotten "
-        "node, "
-        "to be kept; beside a forgotten node under the same parent; a stranger to all of them; of patients nobody was "
-        "trained on. The first column should be as pale as Retrained's and the next three dark; the last is what "
-        "guessing "
-        "gives. A dot: there are no such rows."
+        "question is about. Columns: how the row stands to what was forgotten – forgotten itself; an identity above "
+        "a forgotten node, to be kept; beside a forgotten node under the same parent; a stranger to all of them; of "
+        "patients nobody was trained on. The first column should be as pale as Retrained's and the next three dark; "
+        "the last is what guessing gives. A dot: there are no such rows."
     )
     return picture(
         f"cascade-{level}", caption, f"Heat maps of what is known after unlearning at {level} level", figure

@@ -41,10 +41,8 @@ def selectivity_table(run: RunFolder, records: Records, metrics: Metrics) -> Tab
         rows.append(cells)
     caption = (
         "Selectivity: retain minus forget, in points, with 95 % intervals from 1,000 resamplings of whole studies "
-        "(rows "
-        "about one image are not independent). An interval above 0 says that a method removed more from what it had "
-        "to "
-        "forget than from the rest. Retrained shows what is possible, Vanilla what is there before."
+        "(rows about one image are not independent). An interval above 0 says that a method removed more from what "
+        "it had to forget than from the rest. Retrained shows what is possible, Vanilla what is there before."
     )
     titles = [_kind_title(kind, metric) for kind, metric in metrics.items()]
     return Table("selectivity", caption, ["Method", "Level", *titles], rows, notes=notes, shows_intervals=True)
@@ -71,10 +69,9 @@ def gap_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
     count = len(titles) // 2
     groups = [("", 2), ("Forget minus Retrained", count), ("Retain minus Retrained", count)]
     caption = (
-        "Gap to the model retrained without the forgotten rows, in points on the same rows, with 95 % intervals over "
-        "studies. On forget rows 0 is the goal: above it something is still recalled, below it the model "
-        "over-forgets. "
-        "On retain rows a negative gap is collateral damage."
+        "Gap to the model retrained without the forgotten rows, in points on the same rows, with 95 % intervals "
+        "over studies. On forget rows 0 is the goal: above it something is still recalled, below it the model "
+        "over-forgets. On retain rows a negative gap is collateral damage."
     )
     if quality:
         groups, titles = [*groups, ("", 1)], [*titles, "KS p"]
@@ -111,10 +108,9 @@ def verdict_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
             rows.append(cells)
     caption = (
         "The reading of every model, by rule. ✖: the 95 % interval of retain minus forget does not lie above 0, so "
-        "it does "
-        "not separate. ◐ over-forgets, still above: it separates, and on forget rows the interval of its gap to "
-        "Retrained "
-        "lies below or above 0. ✔: it separates and is not told apart from Retrained; with few rows that says little."
+        "it does not separate. ◐ over-forgets, still above: it separates, and on forget rows the interval of its "
+        "gap to Retrained lies below or above 0. ✔: it separates and is not told apart from Retrained; with few "
+        "rows that says little."
     )
     titles = [_kind_title(kind, metric) for kind, metric in metrics.items()]
     return Table("reading", caption, ["Method", "Level", *titles], rows, notes=notes)
@@ -164,6 +160,8 @@ PROBE_COLUMNS = (
     ("probe", "exact", "rephrase_wording", "forget", "all", "Forget rows rephrased", "wording"),
     ("probe", "exact", "rephrase_view", "forget", "all", "Forget rows rephrased", "view"),
     ("probe", "exact", "rephrase_both", "forget", "all", "Forget rows rephrased", "both"),
+    ("probe", "exact", "wrong_image", "retain", "all", "Retain rows, exact", "wrong image"),
+    ("probe", "exact", "text_only", "retain", "all", "Retain rows, exact", "no image"),
 )
 
 
@@ -183,15 +181,13 @@ def probe_table(run: RunFolder, records: Records) -> Table:
         same = groups[-1][0] == column[5]
         groups = [*groups[:-1], (column[5], groups[-1][1] + 1)] if same else [*groups, (column[5], 1)]
     caption = (
-        "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over tokens; "
-        "extraction strength the share of the answer that the model completes by itself; exact memorisation the "
-        "share of "
-        "tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody was trained "
-        "on: 50 "
-        "is the goal, and both ends are failures, 100 because members are recognised, 0 because they stand out as "
-        "suppressed. The last four are shares of forget rows answered exactly: as taught, in other words, from "
-        "another "
-        "angle, and both."
+        "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over "
+        "tokens; extraction strength the share of the answer that the model completes by itself; exact memorisation "
+        "the share of tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody "
+        "was trained on: 50 is the goal, and both ends are failures, 100 because members are recognised, 0 because "
+        "they stand out as suppressed. Then shares of forget rows answered exactly: as taught, in other words, from "
+        "another angle, and both; and of retain rows with another patient's image, and with none: what is answered "
+        "there was not seen."
     )
     titles = [column[6] for column in PROBE_COLUMNS]
     return Table("probes", caption, ["Method", "Level", *titles], rows, groups, notes)
@@ -214,10 +210,8 @@ def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
     titles = [_kind_title(kind, metric) for kind, metric in kinds]
     caption = (
         "Controls: the vanilla model asked every question about the image of another patient, and without an image, "
-        "in "
-        "per cent. What is answered there was not read from the image: for classification guessing gives 25, and "
-        "generated "
-        "text shares its phrases with other reports."
+        "in per cent. What is answered there was not read from the image: for classification guessing gives 25, and "
+        "generated text shares its phrases with other reports."
     )
     groups = [("", 2), ("Forget", len(kinds)), ("Retain", len(kinds))]
     return Table("controls", caption, ["Level", "Shown", *titles * 2], rows, groups, notes)
@@ -234,6 +228,7 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
         for metric, scale in (
             ("forget_exact_before", 100),
             ("forget_exact_after", 100),
+            ("others_exact_most", 100),
             ("rows_to_recovery", 1),
             ("rows_per_minute", 1),
         ):
@@ -242,11 +237,16 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
         rows.append(cells)
     caption = (
         "Relearning: a few forgotten rows are taught again, and all of them are asked. A model that only hides what "
-        "it knew "
-        "gives it all back after few rows; the retrained model, taught the same, shows what those rows teach by "
-        "themselves."
+        "it knew gives it all back after few rows; the retrained model, taught the same, shows what those rows "
+        "teach by themselves."
     )
-    titles = ["Exact before, %", "Exact at the end, %", "Rows until 90 % of cloze are back", "Rows a minute"]
+    titles = [
+        "Exact before, %",
+        "At the end, %",
+        "Most of untaught images, %",
+        "Rows until 90 % of cloze are back",
+        "Rows a minute",
+    ]
     return Table("relearning", caption, ["Method", "Level", *titles], rows, notes=notes)
 
 

@@ -19,9 +19,6 @@ METRIC_TITLES = {
     "acc": "Class",
     "exact_match": "Cloze",
 }
-FACTUALITY_MARKS = 10
-"""A judge's marks are 1 to 10 (paper, section 4.1); Table 5 prints them in per cent."""
-
 # Split, kind of question and metric of a column.
 Column = tuple[str, str, str]
 
@@ -50,11 +47,6 @@ def _is_evaluated(records: Records, model: Model) -> bool:
     return any(record.checkpoint == model.name for record in records.of("score"))
 
 
-def scale_of(metric: str) -> float:
-    """What a metric is multiplied with to be shown in per cent."""
-    return 100 / FACTUALITY_MARKS if metric == "factuality" else 100
-
-
 def table3(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Table:
     """The paper's Table 3, identity beside its three tasks."""
     columns = [
@@ -69,10 +61,10 @@ def table3(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Ta
         gen = f"Gen is judged by {judge}; the paper's by DeepSeek-V3, so the two are not one scale."
     caption = (
         "Scores in per cent (Table 3 of the paper). Large: this run; small and grey: the paper, Lingshu-7B on "
-        "MIMIC-CXR, "
-        f"another model and other data. {gen} Class: the most probable option; Cloze and Identity: exact string. The "
-        "paper has no Identity. ↓ lower is better, ↑ higher is better; Retrained never saw the forgotten rows and is "
-        "where a method should arrive. Letters at the paper's numbers: where it contradicts itself."
+        f"MIMIC-CXR, another model and other data. {gen} Class: the most probable option; Cloze and Identity: exact "
+        "string. The paper has no Identity. ↓ lower is better, ↑ higher is better; Retrained never saw the "
+        "forgotten rows and is where a method should arrive. Letters at the paper's numbers: where it contradicts "
+        "itself."
     )
 
     def printed(model: Model, column: Column) -> paper.Printed | None:
@@ -87,9 +79,8 @@ def table5(run: RunFolder, records: Records, judge: str) -> Table:
     """The paper's Table 5."""
     columns = [(split, "generation", metric) for split in SPLITS for metric in ("rouge_l", "factuality", "gen_score")]
     caption = (
-        f"The parts of Gen in per cent (Table 5 of the paper): Gen = 0.75 × Fact. + 0.25 × ROUGE-L of each row. "
-        f"Large: "
-        f"this run, judged by {judge}; small and grey: the paper, judged by DeepSeek-V3."
+        "The parts of Gen in per cent (Table 5 of the paper): Gen = 0.75 × Fact. + 0.25 × ROUGE-L of each row. "
+        f"Large: this run, judged by {judge}; small and grey: the paper, judged by DeepSeek-V3."
     )
     titles = [METRIC_TITLES[metric] for _, _, metric in columns]
 
@@ -127,7 +118,7 @@ def _score(
         return Cell("–", marks=notes.mark("forgetting sections forgets no identity"))
     record = records.find("score", model.method, model.level, split, kind, metric)
     why = "" if record else why_no_score(run, records, model, column)
-    cell = score_cell(record, why, notes, scale=scale_of(metric))
+    cell = score_cell(record, why, notes)
     if printed is None:
         return cell
     marks = notes.mark(f"the paper: {printed.note}") if printed.note else ""
@@ -153,11 +144,10 @@ def accuracy_table(run: RunFolder, records: Records) -> Table:
             titles += ["paper", "code"]
             spans.append((f"{title} {split}", 2))
     caption = (
-        "Accuracy in per cent by two definitions. Paper: the most probable option, or the exact string but for case, "
-        "white space and final punctuation. Code: the definition in the authors' published code, ROUGE-L of exactly "
-        "1 on "
-        "freely generated text, which takes “effusion” and “Effusions” for the same and a letter with its option for "
-        "another answer."
+        "Accuracy in per cent by two definitions. Paper: the most probable option, or the exact string but for "
+        "case, white space and final punctuation. Code: the definition in the authors' published code, ROUGE-L of "
+        "exactly 1 on freely generated text, which takes “effusion” and “Effusions” for the same and a letter with "
+        "its option for another answer."
     )
     notes, rows = Notes(), []
     for model in model_rows(run):

@@ -140,6 +140,7 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
             "rows_per_minute": result.get("rows_per_minute"),
             "forget_exact_before": points[0]["forget_exact"] if points else None,
             "forget_exact_after": points[-1]["forget_exact"] if points else None,
+            "others_exact_most": (result.get("most_of_others") or {}).get("others_exact"),
         }
         for metric, value in numbers.items():
             if value is not None and math.isfinite(value):

@@ -129,8 +129,7 @@ def _arrival(known: dict[tuple[str, str, str], str], records: Records, metrics: 
     count = {value: sum(v == value for v in separated.values()) for value in ("near", "over", "left")}
     lines = [
         f"Of the {_count(len(separated), 'pair')} of a model and a kind of question that separate, {count['near']} "
-        f"are "
-        "on the forget rows not told apart from the model retrained without them, where a method should arrive; "
+        "are on the forget rows not told apart from the model retrained without them, where a method should arrive; "
         f"{count['over']} score below it, which is over-forgetting and itself a trace; {count['left']} still score "
         "above it."
     ]

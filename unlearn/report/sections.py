@@ -102,16 +102,15 @@ class Report:
             "compared with a "
             "model that was never taught that part (Retrained).",
             "A good method forgets as much as Retrained does not know, and keeps the rest: the sentences below are "
-            "made from "
-            "the numbers by fixed rules, and nobody has edited them.",
+            "made from the numbers by fixed rules, and nobody has edited them.",
         ]
         return Section("reading", "What the numbers say", lead, [table], self.reading)
 
     def _table3(self) -> Section:
         lead = [
             "Each row is a model, and each group of columns a set of questions: those to be forgotten, those to be "
-            "kept, the "
-            "forgotten ones in other words and from another angle, and medical questions about nobody in the data.",
+            "kept, the forgotten ones in other words and from another angle, and medical questions about nobody in "
+            "the data.",
             "Read a row from left to right: Forget should be as low as Retrained's, and all the rest as high.",
         ]
         table = paper_tables.table3(self.run, self.records, self.metrics, self.judge)
@@ -120,12 +119,10 @@ class Report:
 
     def _table5(self) -> list[Section]:
         lead = [
-            "Generated text has two scores: ROUGE-L, how many of its words stand in the reference in the same order, "
-            "and "
-            "factuality, whether it says the same about the patient.",
+            "Generated text has two scores: ROUGE-L, how many of its words stand in the reference in the same "
+            "order, and factuality, whether it says the same about the patient.",
             "Gen is their weighted mean; who judged factuality decides its level, so scores of different judges are "
-            "never "
-            "put side by side as one scale.",
+            "never put side by side as one scale.",
         ]
         if self.metrics.generation == "gen_score":
             table = paper_tables.table5(self.run, self.records, self.judge)
@@ -143,9 +140,8 @@ class Report:
 
     def _selectivity(self) -> Section:
         lead = [
-            "A model that has lost everything also has a low Forget score, so what matters is the difference to what "
-            "should "
-            "be kept, and to a model that never saw the forgotten rows.",
+            "A model that has lost everything also has a low Forget score, so what matters is the difference to "
+            "what should be kept, and to a model that never saw the forgotten rows.",
             "Intervals show how much a number depends on which studies happened to be asked.",
         ]
         blocks: list[Table | Picture] = [
@@ -184,8 +180,7 @@ class Report:
     def _cascade(self) -> Section:
         lead = [
             "Unlearning one level may take more with it than was asked, or less: the names above, the siblings "
-            "beside, the "
-            "details below.",
+            "beside, the details below.",
             "Each number is the share of questions about one level that are still answered exactly.",
         ]
         levels = [level for level in self.run.levels if any(r.level == level for r in self.records.of("cascade"))]
@@ -212,21 +207,18 @@ class Report:
     def _examples(self) -> Section:
         lead = [
             "The same forgotten question put to every model: of each level the first identity question, and of each "
-            "kind of "
-            "section the first generation question, by row id.",
-            "✔ green: not recalled; ◐ orange: partly recalled (ROUGE-L of at least 0.5, as a right form with a wrong "
-            "number), which for generated text Retrained also is, since reports share their phrases; ✖ red: recalled "
-            "word "
-            "for word. “Flat”: the method after forgetting as many rows drawn without the hierarchy.",
+            "kind of section the first generation question, by row id.",
+            "✔ green: not recalled; ◐ orange: partly recalled (ROUGE-L of at least 0.5, as a right form with a "
+            "wrong number), which for generated text Retrained also is, since reports share their phrases; ✖ red: "
+            "recalled word for word. “Flat”: the method after forgetting as many rows drawn without the hierarchy.",
         ]
         points = [] if self.examples else ["There are no answers of single rows in this run's evaluations."]
         return Section("examples", "Answers side by side (Figure 7)", lead, points=points, examples=self.examples)
 
     def _probes(self) -> Section:
         lead = [
-            "Here the model does not write: the right answer is put to it token by token, which also shows knowledge "
-            "that it "
-            "no longer says.",
+            "Here the model does not write: the right answer is put to it token by token, which also shows "
+            "knowledge that it no longer says.",
             "The controls show what can be answered without having looked at the image.",
         ]
         blocks: list[Table | Picture] = []
@@ -260,8 +252,8 @@ class Report:
 
     def _training(self) -> Section:
         lead = [
-            "Loss is how surprised a model is by the right answer: on rows to forget it should rise, on rows to keep "
-            "stay low.",
+            "Loss is how surprised a model is by the right answer: on rows to forget it should rise, on rows to "
+            "keep stay low.",
             "Methods that edit weights without training have no curve.",
         ]
         blocks: list[Table | Picture] = []

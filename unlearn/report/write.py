@@ -29,8 +29,7 @@ EMBEDDED = (
 )
 RESTRICTED = (
     "This run was made with restricted data. The report quotes it and shows images of it: the same people may see "
-    "this "
-    "folder as the data, and it must not be shared with others."
+    "this folder as the data, and it must not be shared with others."
 )
 UNKNOWN_RIGHTS = (
     "The run's data cannot be read, so that it is not known whether it is restricted: treat this report as if it were."
