@@ -28,7 +28,10 @@ AttentionMaskInterface.register(NAME, eager_mask)
 class _Layer(DynamicLayer):
     """Keys and values of prefixes, (P, heads, Lp, D), and of what rows have behind them, (B, heads, L, D)."""
 
-    def __init__(self, cache: SharedPrefixCache, prefix: DynamicLayer):
+    keys: Any
+    values: Any
+
+    def __init__(self, cache: SharedPrefixCache, prefix: Any):
         super().__init__()
         self.cache = cache
         self.prefix_keys, self.prefix_values = prefix.keys, prefix.values
