@@ -28,8 +28,8 @@ AttentionMaskInterface.register(NAME, eager_mask)
 class _Layer(DynamicLayer):
     """Keys and values of prefixes, (P, heads, Lp, D), and of what rows have behind them, (B, heads, L, D)."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Any
+    values: Any
 
     def __init__(self, cache: SharedPrefixCache, prefix: Any):
         super().__init__()

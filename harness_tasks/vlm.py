@@ -86,13 +86,23 @@ class MedForgetVLM(HFMultimodalLM):
         # An adapter's layers stay in the model that PEFT wraps.
         self._vlm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._has_met_others = False
-        layers = getattr(model.config.get_text_config(), "layer_types", ())
+        layers = getattr(self.config.get_text_config(), "layer_types", ())
         is_known = isinstance(self._vlm, Qwen2_5_VLForConditionalGeneration)
         self.shares_prefixes = is_known and "sliding_attention" not in layers
         if not self.shares_prefixes:
             logger.warning(
                 "medforget-vlm knows Qwen2.5-VL only; %s is evaluated as by hf-multimodal, without log-likelihoods",
                 type(self._vlm).__name__,
+            )
+
+        self._check_processor()
+
+    def _check_processor(self) -> None:
+        own, needed = getattr(self.processor, "image_token_id", None), getattr(self.config, "image_token_id", None)
+        if self.shares_prefixes and own != needed:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: the processor is not this model's: its image token is {own}, the "
+                f"model's {needed}; {_SAVE_PROCESSOR}"
             )
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:

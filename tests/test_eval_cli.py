@@ -149,11 +149,26 @@ def adapter(**config):
     return damage
 
 
+def text_model(folder):
+    (folder / "processor_config.json").unlink()
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["processor_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 DAMAGES = {
     "no folder": (shutil.rmtree, "model: no such checkpoint folder"),
     "no config": (without("config.json"), "model: not a checkpoint: it has no config.json"),
-    "no processor": (without("processor_config.json"), "but no processor of text and images; save the processor"),
-    "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "model: no processor that can be read ("),
+    "no processor": (
+        without("processor_config.json"),
+        "model: no processor that can be read (Can't load image processor",
+    ),
+    "no tokenizer": (
+        without("tokenizer.json", "tokenizer_config.json"),
+        "model: the processor is not this model's: its image token is ",
+    ),
+    "a model of text": (text_model, " but no processor of text and images; save the processor"),
     "a cut tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text('{"version":'),
         "model: no processor that can be read (",
