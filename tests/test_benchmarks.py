@@ -265,6 +265,7 @@ def test_hours_are_those_of_ten_epochs_and_four_levels():
 TINY = ["--shape", "tiny", "--image-size", "56", "--threads", "1"]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_as_a_command_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     out, page = tmp_path / "results" / "gpu.json", tmp_path / "page.md"
     page.write_text("<!-- benchmarks.gpu -->\n<!-- /benchmarks.gpu -->\n")

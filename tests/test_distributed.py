@@ -77,10 +77,11 @@ def test_a_sharded_step_is_a_whole_one(method, results):
         assert_same_weights(run["weights"], one["weights"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param("finetune --config patient_retain --images-per-step 2", marks=pytest.mark.slow),
+        "finetune --config patient_retain --images-per-step 2",
         "unlearn --method npo --level patient",
     ],
     ids=["finetune", "unlearn"],
@@ -111,6 +112,7 @@ def test_the_commands_train_on_two_processes_as_on_one(command, data_dir, tiny_c
     assert_same_weights(weights["two"], weights["one"])
 
 
+@pytest.mark.slow
 def test_the_tiny_model_is_not_made_on_several_processes(data_dir, tmp_path):
     """Its pre-training would wait for ever for the other processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unlearn.cli"]

@@ -26,10 +26,11 @@ def test_scores_counts_and_answers(data_dir, tiny_checkpoint, tmp_path):
         limit=3,
         output_path=tmp_path,
     )
-    kinds = ("generation", "cloze", "classification", "identity")
+    kinds = ("generation", "cloze", "classification", "classification_text", "identity")
     assert set(scores) == {f"medforget_study_forget_{kind}" for kind in kinds} | {
         "medforget_general_med_cloze",
         "medforget_general_med_classification",
+        "medforget_general_med_classification_text",
     }
     for name, score in scores.items():
         answers = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
