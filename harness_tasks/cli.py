@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import lm_eval.models  # noqa: F401 - its own, which it does not look for once another is registered
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import model_registry
 
@@ -56,8 +57,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         subcommand, rest = rest[0], rest[1:]
     _check_globs(rest)
     _warn_of_a_lone_process()
-    if MODEL not in model_registry:
-        model_registry.register(MODEL, target="harness_tasks.vlm:MedForgetVLM")
+    register_model()
     added = ["--include_path", str(FOLDER)] if not _gives(rest, "--include_path") else []
     if subcommand == "run":
         added += ["--model", MODEL] if not _gives(rest, "--model", "-M", "--config", "-C") else []
@@ -78,6 +78,12 @@ def evaluate(arguments: Sequence[str]) -> int:
                 raise
             raise UserError(str(error)) from error
     return 0
+
+
+def register_model() -> None:
+    """Make `medforget-vlm` known to lm-eval in this process."""
+    if MODEL not in model_registry:
+        model_registry.register(MODEL, target="harness_tasks.vlm:MedForgetVLM")
 
 
 def _gives(arguments: Sequence[str], *flags: str) -> bool:

@@ -109,6 +109,15 @@ def test_two_processes_score_as_hf_multimodal(command, stock, tmp_path):
     assert log.count("Running generate_until requests") == 1
 
 
+def test_the_models_of_lm_eval_stay_known():
+    program = (
+        "from harness_tasks.cli import register_model; from lm_eval.api.registry import get_model; register_model(); "
+        "print(get_model('hf-multimodal').__name__, get_model('medforget-vlm').__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["HFMultimodalLM", "MedForgetVLM"], done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help_is_that_of_lm_eval(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
