@@ -5,6 +5,7 @@ import json
 from medforget_dataset import BuildOptions
 from medforget_dataset.build_log import BuildLog
 from medforget_dataset.hierarchy import Institution, Patient, Section, Study, StudyNode
+from medforget_dataset.llm import client
 from medforget_dataset.questions import template_questions
 from medforget_dataset.questions.llm import llm_questions
 
@@ -51,3 +52,11 @@ def change(**values):
 def first(wording):
     """Another first training wording."""
     return change(training=lambda fields: [wording, *fields["training"][1:]])
+
+
+def shorten_waits(monkeypatch):
+    """Nothing is waited for long, and neither a key nor a proxy comes from the environment."""
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 2.0)
+    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from judging import answers, judge_server, marks_of, settings_of
-from llm_asking import change
+from llm_asking import change, shorten_waits
 from openai_server import of_handler, reset_connection
 
 from harness_tasks.judges import Awaited, JudgeSettings, settle
@@ -18,10 +18,7 @@ from medforget_dataset.llm import client
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 2.0)
-    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    shorten_waits(monkeypatch)
     budget.cache_clear()
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from llm_asking import TEXT, ask_all
+from llm_asking import TEXT, ask_all, shorten_waits
 from openai_server import OpenAIServer, of_handler, reset_connection, task_of
 
 from medforget_dataset import UserError
@@ -18,10 +18,7 @@ from medforget_dataset.questions import BLANK
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 2.0)
-    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    shorten_waits(monkeypatch)
 
 
 @pytest.fixture

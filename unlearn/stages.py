@@ -122,9 +122,10 @@ class Run:
         def failed(stage: Stage, error: Exception) -> set[str]:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             lost = {stage.name: reason} | dict.fromkeys(_followers(todo, stage.name), f"{stage.name} failed")
-            for name, why in lost.items():
-                progress.ended(next(other for other in todo if other.name == name), None)
-                self._record(next(other for other in todo if other.name == name), {"failed": why})
+            for other in todo:
+                if other.name in lost:
+                    progress.ended(other, None)
+                    self._record(other, {"failed": lost[other.name]})
             failures.update(lost)
             logger.error("%-28s failed: %s", stage.name, reason)
             return set(lost)

@@ -111,7 +111,6 @@ def _difference(
 
 
 def is_informative(records: Records, level: str, context: str, metric: str) -> bool:
-    """Whether the model that knows everything answers a form of attack prompt often enough for others to leak by "
-    "it."""
+    """Whether the model that knows everything answers a form of attack prompt often enough to tell of others by it."""
     vanilla = records.find("score", "vanilla", level, ATTACK, context, metric)
     return vanilla is None or vanilla.value >= UNINFORMATIVE_BELOW

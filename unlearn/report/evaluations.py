@@ -12,8 +12,9 @@ from typing import Any
 
 from medforget_dataset.hierarchy import LEVELS
 
+from ..grouping import image_key
 from ..measures.intervals import Interval, bootstrap_mean
-from .records import Record, Records, from_interval, study_of
+from .records import Record, Records, from_interval
 from .run_folder import CONTROLS, RunFolder
 
 
@@ -63,8 +64,8 @@ class Answers:
 
     @property
     def studies(self) -> list[str]:
-        """The study of each row."""
-        return [study_of(row["id"]) for row in self.rows]
+        """The unit of each row that is resampled: its study, or its image where it knows no hospital."""
+        return [image_key(row["id"]) for row in self.rows]
 
 
 class Evaluations:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
-from rouge_score import rouge_scorer
-
-from harness_tasks.scores import normalize
+from harness_tasks.scores import normalize, rouge_l
 
 from .evaluations import Evaluations
 from .reading import TITLES
@@ -134,9 +131,4 @@ def recall(response: str, reference: str) -> str:
     """
     if normalize(response) == normalize(reference):
         return "full"
-    return "partly" if _scorer().score(reference, response)["rougeL"].fmeasure >= PARTLY_FROM else "none"
-
-
-@cache
-def _scorer() -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    return "partly" if rouge_l(reference, response) >= PARTLY_FROM else "none"

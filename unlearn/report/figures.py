@@ -31,8 +31,8 @@ COLOURS = {
     "manu": "#e69f00",
     "grad_diff": "#009e73",
     "kl_min": "#8c510a",
+    "npo": "#aa4499",
 }
-COLOURS |= {"npo": "#aa4499"}
 OTHERS = ("#56b4e9", "#0072b2", "#d55e00", "#f0e442", "#332288", "#882255")
 MARKERS = "osD^vPX*"
 LEVEL_TICKS = {"section": "Sec.", "study": "Stu.", "patient": "Pat.", "institution": "Inst."}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from .comparisons import CONTEXTS, is_informative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, model_rows, why_no_score
@@ -168,18 +170,15 @@ PROBE_COLUMNS = (
 def probe_table(run: RunFolder, records: Records) -> Table:
     """Measures on answer tokens, membership, and the rephrase score in its parts."""
     notes, rows = Notes(), []
+    probed = {record.checkpoint for record in records.of("probe")}
     for model in model_rows(run):
         cells = [head(TITLES[model.method]), head(model.level)]
+        why = "no such rows in the probe" if model.name in probed else run.why_missing(model.name, "probe")
         for measure, metric, name, split, task, _, _ in PROBE_COLUMNS:
             record = records.find(measure, model.method, model.level, split, task, metric, name)
-            probed = any(r.checkpoint == model.name for r in records.of("probe"))
-            why = "no such rows in the probe" if probed else run.why_missing(model.name, "probe")
             cells.append(score_cell(record, why, notes))
         rows.append(cells)
-    groups: list[tuple[str, int]] = [("", 2)]
-    for column in PROBE_COLUMNS:
-        same = groups[-1][0] == column[5]
-        groups = [*groups[:-1], (column[5], groups[-1][1] + 1)] if same else [*groups, (column[5], 1)]
+    spans = [(title, len(list(columns))) for title, columns in groupby(column[5] for column in PROBE_COLUMNS)]
     caption = (
         "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over "
         "tokens; extraction strength the share of the answer that the model completes by itself; exact memorisation "
@@ -190,7 +189,7 @@ def probe_table(run: RunFolder, records: Records) -> Table:
         "there was not seen."
     )
     titles = [column[6] for column in PROBE_COLUMNS]
-    return Table("probes", caption, ["Method", "Level", *titles], rows, groups, notes)
+    return Table("probes", caption, ["Method", "Level", *titles], rows, [("", 2), *spans], notes)
 
 
 def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:

@@ -24,8 +24,7 @@ Column = tuple[str, str, str]
 
 
 def model_rows(run: RunFolder) -> list[Model]:
-    """Rows of the paper's tables: the baselines, then method by method, each from the smallest level to the "
-    "largest."""
+    """Rows of the paper's tables: the baselines, then method by method, each from the smallest level up."""
     models = [Model("vanilla", "vanilla", level) for level in run.levels]
     return models + [model for model in run.models if model.method != "vanilla"]
 
@@ -102,9 +101,8 @@ def _score_table(
     notes, rows = Notes(), []
     for model in model_rows(run):
         cells = [head(TITLES[model.method]), head(model.level)]
-        checkpoint = Model("vanilla", "vanilla", model.level) if model.method == "vanilla" else model
         for column in columns:
-            cells.append(_score(run, records, checkpoint, column, printed(model, column), notes))
+            cells.append(_score(run, records, model, column, printed(model, column), notes))
         rows.append(cells)
     spans = [(title, sum(column[0] == split for column in columns)) for split, title in SPLITS.items()]
     return Table(name, caption, ["Method", "Level", *titles], rows, [("", 2), *spans], notes)

@@ -16,12 +16,6 @@ from .run_folder import RunFolder
 
 
 TITLES = {"vanilla": "Vanilla", "retrained": "Retrained"} | {name: method.title for name, method in METHODS.items()}
-KIND_TITLES = {
-    "generation": "generation",
-    "classification": "classification",
-    "cloze": "cloze",
-    "identity": "identity",
-}
 VERDICTS = {
     "near": "✔ as retrained",
     "over": "◐ over-forgets",
@@ -140,7 +134,7 @@ def _arrival(known: dict[tuple[str, str, str], str], records: Records, metrics: 
             (method, level, kind), gap = max(of_sign, key=lambda pair: abs(pair[1].value))
             lines.append(
                 f"Furthest {words} retraining on forget rows: {TITLES[method]} at {level} level in "
-                f"{KIND_TITLES[kind]}, by {_points(abs(gap.value))} {_interval(gap, sign)}."
+                f"{kind}, by {_points(abs(gap.value))} {_interval(gap, sign)}."
             )
     return lines
 
@@ -182,7 +176,7 @@ def _kept(run: RunFolder, records: Records, metrics: Metrics) -> list[str]:
     if worst.value >= 0:
         return ["On retained rows no method scores below the retrained model."]
     return [
-        f"The most collateral damage on retained rows: {_name((worst.method, worst.level))} in {KIND_TITLES[kind]}, "
+        f"The most collateral damage on retained rows: {_name((worst.method, worst.level))} in {kind}, "
         f"{_points(-worst.value)} below the retrained model {_interval(worst, -1)}."
     ]
 

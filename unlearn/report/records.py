@@ -158,12 +158,6 @@ def from_interval(interval: Interval, **about: Any) -> Record:
     )
 
 
-def study_of(row_id: str) -> str:
-    """The unit that is resampled: the study of a row, or the image of a row that knows no hospital."""
-    parts = row_id.split("/")
-    return "/".join(parts[: 2 if parts[0] == "general" else 3])
-
-
 def mean(values: Iterable[float]) -> float:
     """Mean of what is there; NaN of nothing."""
     present = [value for value in values if math.isfinite(value)]

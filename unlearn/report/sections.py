@@ -75,7 +75,7 @@ class Report:
         return [
             self._reading(),
             self._table3(),
-            *self._table5(),
+            self._table5(),
             self._accuracy(),
             self._selectivity(),
             self._by_level(),
@@ -99,8 +99,7 @@ class Report:
         table = measure_tables.verdict_table(self.run, self.records, self.metrics)
         lead = [
             "A model was taught everything (Vanilla) and then made to forget a part by each method, which is "
-            "compared with a "
-            "model that was never taught that part (Retrained).",
+            "compared with a model that was never taught that part (Retrained).",
             "A good method forgets as much as Retrained does not know, and keeps the rest: the sentences below are "
             "made from the numbers by fixed rules, and nobody has edited them.",
         ]
@@ -117,7 +116,7 @@ class Report:
         picture = figures.scores_figure(self.run, self.records, self.metrics)
         return Section("table-3", "Scores of every method and level (Table 3)", lead, [table, picture])
 
-    def _table5(self) -> list[Section]:
+    def _table5(self) -> Section:
         lead = [
             "Generated text has two scores: ROUGE-L, how many of its words stand in the reference in the same "
             "order, and factuality, whether it says the same about the patient.",
@@ -126,9 +125,9 @@ class Report:
         ]
         if self.metrics.generation == "gen_score":
             table = paper_tables.table5(self.run, self.records, self.judge)
-            return [Section("table-5", "The parts of the Gen Score (Table 5)", lead, [table])]
+            return Section("table-5", "The parts of the Gen Score (Table 5)", lead, [table])
         absent = "These evaluations have no Gen Score: `medforget run` makes them again with a judge."
-        return [Section("table-5", "The parts of the Gen Score (Table 5)", lead, points=[absent])]
+        return Section("table-5", "The parts of the Gen Score (Table 5)", lead, points=[absent])
 
     def _accuracy(self) -> Section:
         lead = [
