@@ -23,7 +23,7 @@ from .images import fit_square
 from .options import BuildOptions
 from .partition import forget_ids
 from .processes import available_cores, start_worker
-from .questions import rephrase_row, study_rows, template_questions
+from .questions import rephrase_row, study_rows, template_questions, with_names
 from .questions.llm import CONCURRENCY, check_llm, llm_questions
 from .svdrr import SvDrr
 from .views import turn_in_plane
@@ -96,12 +96,17 @@ class Benchmark:
             "restricted": self.corpus.restricted,
             "source": self.corpus.name,
         }
-        return [row for node in self.nodes for row in study_rows(node, questions, **shared)]
+        rows = [row for node in self.nodes for row in study_rows(node, questions, **shared)]
+        forgotten = set().union(*(self._forget_ids(level, rows) for level in LEVELS))
+        return [with_names(row, options.seed) if _may_name(row, forgotten) else row for row in rows]
 
     def forgotten(self, level: str) -> set[str]:
         """Ids of the rows forgotten at a level."""
+        return self._forget_ids(level, self.rows)
+
+    def _forget_ids(self, level: str, rows: list[dict]) -> set[str]:
         options = self.options
-        return forget_ids(level, self.rows, self.corpus.institutions(), selection=options.selection, seed=options.seed)
+        return forget_ids(level, rows, self.corpus.institutions(), selection=options.selection, seed=options.seed)
 
     def config_rows(self, config: str) -> list[dict]:
         """Rows of a configuration of the hierarchy (any but `general_med`), without their images.
@@ -225,6 +230,13 @@ class Benchmark:
     def _angle(self, row: dict) -> float:
         study = "/".join(row["id"].split("/")[:3])
         return REPHRASE_ANGLES[stable_number(self.options.seed, study, "angle") % len(REPHRASE_ANGLES)]
+
+
+def _may_name(row: dict, forgotten: set[str]) -> bool:
+    """Whether training may ask for this section by name: no level forgets the row, nor a name that would be said."""
+    study = "/".join(row["id"].split("/")[:3])
+    said = {row["id"], *(f"{study}/{level}" for level in ("institution", "patient", "study"))}
+    return row["task"] == "generation" and not said & forgotten
 
 
 def check_config(config: str) -> None:

@@ -15,7 +15,7 @@ from .hierarchy import LEVELS, TASKS
 from .options import BuildOptions
 
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),

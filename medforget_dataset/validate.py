@@ -153,6 +153,9 @@ def _partition_problems(tables: dict, options: BuildOptions) -> Iterator[str]:
         for id, row in (forget | retain).items():
             if row != everything.get(id):
                 yield f"{level}: {id} differs from finetune"
+        for id, row in forget.items():
+            if any(contains(wording, row["study"]) for wording in row["training_phrasings"]):
+                yield f"{level}_forget: a training wording of {id} names its study"
         yield from _rephrase_problems(level, forget, rephrase, trained)
 
 

@@ -11,7 +11,7 @@ from ..hierarchy import StudyNode, stable_number
 from .classification import classification_question
 from .cloze import BLANK, Cloze, can_be_asked, choose_clozes
 from .hospital import hospital_question
-from .phrasings import CLASSIFICATION, CLOZE, GENERATION, IDENTITY, Phrasings, SectionQuestions
+from .phrasings import CLASSIFICATION, CLOZE, CONTEXTS, GENERATION, IDENTITY, Phrasings, SectionQuestions
 
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "rephrase_row",
     "study_rows",
     "template_questions",
+    "with_names",
 ]
 
 
@@ -152,6 +153,17 @@ def make_row(
         "source": source,
         "held_out": list(phrasings.held_out),
     }
+
+
+def with_names(row: dict, seed: int) -> dict:
+    """The row with three more wordings that training may use: one for each prompt of the reconstruction attack."""
+    names = {level: row[level] for level in ("institution", "patient", "study")}
+    wordings = row["training_phrasings"]
+    named = [
+        context.format(question=wordings[stable_number(seed, row["id"], "context", number) % len(wordings)], **names)
+        for number, context in enumerate(CONTEXTS)
+    ]
+    return {**row, "training_phrasings": [*wordings, *named]}
 
 
 def rephrase_row(row: dict, *, view_angle: float, view_method: str, seed: int) -> dict:

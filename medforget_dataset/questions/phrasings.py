@@ -125,6 +125,13 @@ GENERATION = Phrasings(
     ),
 )
 
+# The prompts of the reconstruction attack, paper, Table 6.
+CONTEXTS = (
+    "For study {study}: {question}",
+    "For patient {patient}, study {study}: {question}",
+    "For institution {institution}, patient {patient}, study {study}: {question}",
+)
+
 CLOZE = Phrasings(
     (
         "Complete the {section} section: {sentence}",
