@@ -19,6 +19,8 @@ from medforget_dataset.atomic import write_text
 from medforget_dataset.errors import UserError
 from medforget_dataset.questions import negation, terms
 
+from .adapters import base_and_adapters
+from .cli import MODEL, register_model
 from .judges import JudgeSettings
 
 
@@ -39,14 +41,14 @@ def evaluate_checkpoint(
     judge: JudgeSettings | None = None,
 ) -> dict[str, dict[str, Any]]:
     """
-    Score a checkpoint on lm-eval tasks of this folder, as the stock `lm_eval --model hf-multimodal` does.
+    Score a checkpoint on lm-eval tasks of this folder, as `medforget eval` does.
 
-    The model is loaded once, and the questions of all tasks are batched together. On a CPU it computes in float32, so
+    The model is loaded once, and the questions of all tasks are answered together. On a CPU it computes in float32, so
     that the batch size changes no answer.
 
     Args:
         checkpoint (`str` or `os.PathLike`):
-            Folder with an image-text-to-text model and its processor.
+            Folder with a model and its processor, or with a LoRA adapter.
         data_dir (`str` or `os.PathLike`):
             Dataset folder written by `medforget build`.
         tasks (`Sequence[str]`):
@@ -69,11 +71,11 @@ def evaluate_checkpoint(
         and `gen_score`; and `"missing": {name: rows}` where rows have none.
 
     Raises:
-        UserError: If the checkpoint is no folder with a model, a processor and a chat template, a task is unknown, the
-            data is missing, damaged, or without rows for a task, or the judge cannot be asked.
+        UserError: If the checkpoint has no model, processor or chat template, a task is unknown, the data is missing,
+            damaged, or without rows for a task, or the judge cannot be asked.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns once a task that metadata exists
-    checkpoint = _checked(Path(checkpoint))
+    base_and_adapters(str(checkpoint))  # before the rows are read, which takes longer
     metadata = {"pretrained": str(checkpoint), "data": str(data_dir), "wrong_image": wrong_image}
     metadata |= judge.metadata() if judge else {}
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
@@ -82,10 +84,10 @@ def evaluate_checkpoint(
         loaded = manager.load(names)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
-    model = _model(checkpoint, batch_size)
+    model = _model(str(checkpoint), batch_size)
     scored = {name: _recorded(task) for name, task in loaded["tasks"].items()}
     gc.collect()
-    gc.freeze()  # hf-multimodal collects garbage after every batch: 0.3 s each over all that is loaded by now
+    gc.freeze()  # models unlike Qwen2.5-VL collect garbage after every batch: 0.3 s each over all that is loaded
     try:
         # Not simple_evaluate: it sets the global random seeds, and spends seconds on a report of installed packages.
         results = lm_eval.evaluate(
@@ -113,7 +115,7 @@ def evaluate_checkpoint(
 
 
 def tasks_digest() -> str:
-    """Hexadecimal digest of all that a score depends on: the task files, their code and the judges'."""
+    """Hexadecimal digest of all that the scores of given answers depend on: task files, their code, the judges'."""
     paths = [*TASKS_FOLDER.glob("*yaml"), TASKS_FOLDER / "rows.py", TASKS_FOLDER / "scores.py"]
     paths += [*(TASKS_FOLDER / "judges").glob("*.py"), *(Path(str(module.__file__)) for module in (negation, terms))]
     digest = hashlib.sha256()
@@ -122,30 +124,21 @@ def tasks_digest() -> str:
     return digest.hexdigest()
 
 
-def _checked(checkpoint: Path) -> Path:
-    if not (checkpoint / "config.json").is_file():
-        raise UserError(f"{checkpoint}: not a checkpoint folder (no config.json)")
-    if not any((checkpoint / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise UserError(f"{checkpoint}: has no processor (no processor_config.json); save the model's processor there")
-    return checkpoint
-
-
-def _model(checkpoint: Path, batch_size: int) -> Any:
+def _model(checkpoint: str, batch_size: int) -> Any:
     on_gpu = torch.cuda.is_available()
+    register_model()
     try:
-        model: Any = get_model("hf-multimodal").create_from_arg_obj(
-            {"pretrained": str(checkpoint), "dtype": "auto" if on_gpu else "float32"},
+        model: Any = get_model(MODEL).create_from_arg_obj(
+            {"pretrained": checkpoint, "dtype": "auto" if on_gpu else "float32"},
             {"device": "cuda" if on_gpu else "cpu", "batch_size": batch_size},
         )
+        model.chat_template(True)  # refuses a model that has none
+        return model
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{checkpoint}: model or processor cannot be loaded ({reason})") from error
-    if not model.processor.chat_template:
-        raise UserError(
-            f"{checkpoint}: has no chat template (chat_template.jinja), without which prompts are not those of "
-            "training; save the model's processor there"
-        )
-    return model
+        raise UserError(f"{checkpoint}: model cannot be loaded ({reason})") from error
 
 
 def _names(manager: TaskManager, tasks: Sequence[str]) -> list[str]:

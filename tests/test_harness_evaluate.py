@@ -69,7 +69,7 @@ def test_wrong_image_asks_the_same_questions_about_other_images(data_dir, tiny_c
 
 def test_what_the_user_can_mend_is_one_line(data_dir, tiny_checkpoint, tmp_path):
     cases = [
-        ((tmp_path, data_dir, ["medforget"]), "not a checkpoint folder"),
+        ((tmp_path, data_dir, ["medforget"]), r"not a checkpoint: it has no config.json"),
         ((tiny_checkpoint, tmp_path, ["medforget_patient"]), r"is not a dataset folder \(no README.md\)"),
         (
             (tiny_checkpoint, data_dir, ["medforget_ward"]),
@@ -79,13 +79,13 @@ def test_what_the_user_can_mend_is_one_line(data_dir, tiny_checkpoint, tmp_path)
     ]
     mute = shutil.copytree(tiny_checkpoint, tmp_path / "mute")
     (mute / "chat_template.jinja").unlink()
-    cases.append(((mute, data_dir, ["medforget_patient_forget_cloze"]), "mute: has no chat template"))
+    cases.append(((mute, data_dir, ["medforget_patient_forget_cloze"]), "mute: the processor has no chat template"))
     empty = shutil.copytree(tiny_checkpoint, tmp_path / "empty")
     (empty / "model.safetensors").unlink()
-    cases.append(((empty, data_dir, ["medforget_patient_forget_cloze"]), "empty: model or processor cannot be loaded"))
+    cases.append(((empty, data_dir, ["medforget_patient_forget_cloze"]), "empty: model cannot be loaded"))
     bare = shutil.copytree(tiny_checkpoint, tmp_path / "bare")
     (bare / "processor_config.json").unlink()
-    cases.append(((bare, data_dir, ["medforget"]), "bare: has no processor"))
+    cases.append(((bare, data_dir, ["medforget"]), "bare: no processor that can be read"))
     for arguments, message in cases:
         with pytest.raises(UserError, match=message) as raised:
             evaluate_checkpoint(*arguments)
