@@ -146,8 +146,9 @@ class FinishedRun:
             points = [{"seconds": s, "rows": 8 * s, "forget_exact": s / 10, "retain_exact": 0.9} for s in range(10)]
             result = {"curve": points, "examples": 2, "rows_per_minute": 480.0, "forget_rows": 64}
             (self.folder / "relearning").mkdir(exist_ok=True)
-            content = json.dumps(result | {"recovered_after": {"rows": 72, "seconds": 9}})
-            (self.folder / "relearning" / f"{name}.json").write_text(content)
+            for taught, images in (("", 2), ("-all", 16)):
+                content = json.dumps(result | {"examples": images, "recovered_after": {"rows": 72, "seconds": 9}})
+                (self.folder / "relearning" / f"{name}{taught}.json").write_text(content)
 
     def write_stages(self):
         """Records of the finished stages."""
@@ -166,7 +167,8 @@ class FinishedRun:
             self.failures[name] = f"{stage} failed"
         del self.stages[stage]
         self.failures[stage] = words
-        for path in (f"evaluation/{stage}.json", f"probes/{stage}.parquet", f"relearning/{stage}.json"):
+        relearned = (f"relearning/{stage}.json", f"relearning/{stage}-all.json")
+        for path in (f"evaluation/{stage}.json", f"probes/{stage}.parquet", *relearned):
             (self.folder / path).unlink(missing_ok=True)
         self.write_stages()
 

@@ -269,11 +269,21 @@ def test_a_model_whose_forgotten_set_is_there_is_not_trained(data_dir, checkpoin
     assert result["recovered_after"] == {"rows": 0, "seconds": 0} and result["rows_per_minute"] is None
 
 
+@pytest.mark.parametrize(("share", "images"), [(1.0, 16), (0.25, 4), (0.01, 1)])
+def test_a_share_of_the_images_is_relearned(share, images, data_dir, tiny_checkpoint, tmp_path):
+    arguments = {"examples": share, "max_rows": 1, "quiet": True}
+    out = relearn(data_dir, tiny_checkpoint, "patient", tmp_path / "out.json", **arguments)
+    result = json.loads(out.read_text())
+    assert result["examples"] == len(set(result["images"])) == images
+    assert (result["curve"][-1]["others_exact"] is None) == (share == 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"level": "hospital"}, "level 'hospital' does not exist"),
-        ({"examples": 17}, "examples is 17; it must be between 1 and 16, the images to forget"),
+        ({"examples": 17}, "examples is 17; it must be a number between 1 and 16, the images to forget, or"),
+        ({"examples": 1.5}, "examples is 1.5; it must be a number between 1 and 16"),
         ({"recovered_at": 90}, "recovered_at is 90; it must be a share"),
         ({"max_rows": 0}, "max_rows is 0"),
         ({"max_steps": 5}, "max_steps is not to be set: give max_rows"),

@@ -23,17 +23,20 @@ from medforget_dataset.training_views import training_views
 from .config import resolve
 from .finetune import finetune
 from .measures.probe import probe_checkpoint
-from .measures.relearning import relearn
+from .measures.relearning import EXAMPLES, relearn
 from .methods import METHODS
 from .plans import Plan, make_plan
 from .presets import TINY_PRESETS
 from .pretrain import pretrain
 from .report import write_report
+from .report.probes import ALL_TAUGHT
 from .stages import Run, Stage, read_run, stage_failures, stage_seconds
 from .unlearning import unlearn
 
 
 EVALUATION_BATCH = 64
+# Share of the cloze rows that vanilla answered at which the forgotten set counts as back.
+BACK = 0.9
 FLAT = "-flat"
 
 # Seconds an image on one core of the machine of the documentation's figures, to say how long a run will take.
@@ -113,7 +116,7 @@ class _Experiment:
             for model in (f"{name}-{level}" for name in ("retrained", *plan.methods)):
                 stages += [self.evaluate(model, (level,)), self.probe(model)]
                 if level in plan.relearned_levels:
-                    stages.append(self.relearn(model, level))
+                    stages += [self.relearn(model, level), self.relearn(model, level, ALL_TAUGHT)]
             stages += [self.evaluate(f"{method}-{level}{FLAT}", (level,), ("forget",)) for method in plan.flat_methods]
         return stages
 
@@ -231,17 +234,19 @@ class _Experiment:
             f"probe-{checkpoint}", out, make, after=after, kind="probe", seconds=self.cost(PROBE), optional=True
         )
 
-    def relearn(self, checkpoint: str, level: str) -> Stage:
-        out = self.folder / "relearning" / f"{checkpoint}.json"
+    def relearn(self, checkpoint: str, level: str, taught: str = "") -> Stage:
+        """Teach a model the forgotten rows of a few images, or of all, until what vanilla knew is back."""
+        out = self.folder / "relearning" / f"{checkpoint}{taught}.json"
         # A third of the rate at which the recipe teaches, so that the curve has points before everything is back.
-        rate = self.recipe.learning_rate / 3
-        make = partial(relearn, self.data, self.folder / checkpoint, level, out, learning_rate=rate)
+        arguments = {"learning_rate": self.recipe.learning_rate / 3, "examples": 1.0 if taught else EXAMPLES}
+        vanilla = self.folder / "evaluation" / "vanilla.json"
+        make = partial(_relearn, vanilla, self.data, self.folder / checkpoint, level, out, **arguments)
         return Stage(
-            f"relearn-{checkpoint}",
+            f"relearn-{checkpoint}{taught}",
             out,
             make,
-            after=("build", checkpoint),
-            inputs={"level": level, "learning_rate": rate},
+            after=("build", checkpoint, "evaluate-vanilla"),
+            inputs={"level": level, **arguments},
             kind="relearn",
             seconds=self.cost(RELEARN),
             optional=True,
@@ -259,6 +264,14 @@ def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_im
         checkpoint, data, tags, batch_size=EVALUATION_BATCH, output_path=answers, wrong_image=wrong_image
     )
     write_text(out, json.dumps(scores, indent=2) + "\n")
+
+
+def _relearn(vanilla: Path, data: Path, checkpoint: Path, level: str, out: Path, **arguments: Any) -> None:
+    scores = json.loads(vanilla.read_text(encoding="utf-8"))
+    knew = scores[f"medforget_{level}_forget_cloze"]["metrics"]["exact_match"]
+    if not knew:
+        raise UserError(f"{vanilla}: answers no cloze row that the {level} level forgets, so that none can come back")
+    relearn(data, checkpoint, level, out, recovered_at=BACK * knew, **arguments)
 
 
 def write_run_report(folder: Path) -> Path:

@@ -72,6 +72,7 @@ PLANS = {
         data=BuildOptions(),
         levels=LEVELS,
         methods=ALL_METHODS,
+        finetune={"num_train_epochs": 80, "lr_scheduler_kwargs": {"min_lr_rate": 0.02}},
         unseen=BuildOptions(institutions=4, patients=4, seed=_UNSEEN_SEED),
         flat_methods=("npo",),
         relearned_levels=("patient",),

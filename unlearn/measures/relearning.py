@@ -32,7 +32,7 @@ from ..training import telling_out_of_memory
 from ..unlearning import forget_and_retain
 
 
-IMAGES_AN_EXAMPLE = 8
+EXAMPLES = 1 / 8
 PASSES = 8
 POINTS_A_DOUBLING = 2
 OWNED_BY_RELEARNING = {
@@ -51,7 +51,7 @@ def relearn(
     level: str,
     out: Path,
     *,
-    examples: int | None = None,
+    examples: int | float = EXAMPLES,
     recovered_at: float = 0.9,
     max_rows: int | None = None,
     seed: int = 0,
@@ -74,9 +74,9 @@ def relearn(
             Level that was forgotten.
         out (`Path`):
             JSON file to write; see below.
-        examples (`int`, *optional*):
-            Images whose forget rows are learned, drawn by the seed; by default one for every eight with such rows, and
-            at least one.
+        examples (`int` or `float`, *optional*, defaults to `1 / 8`):
+            Images whose forget rows are learned, drawn by the seed: their number, or as a float their share of the
+            images with such rows (1.0 is all), at least one image.
         recovered_at (`float`, *optional*, defaults to `0.9`):
             Share of the level's forget cloze rows that are answered exactly when the forgotten set counts as back; 0.9
             of what the model answered before unlearning. Training stops there. Where there are no cloze rows, of all.
@@ -179,18 +179,20 @@ def _images_per_step(args: FineTuneConfig) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def _choose(grouped: datasets.Dataset, examples: int | None, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _choose(grouped: datasets.Dataset, examples: int | float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The images to learn, with their forget rows, and what is measured: all forget rows, and of as many images rows
     to retain."""
     parts = split_by_kind(grouped)
     kinds = [rows[0]["forget"] for rows in parts["rows"]]
     forget, retain = ([i for i, kind in enumerate(kinds) if kind == wanted] for wanted in (True, False))
-    if examples is None:
-        examples = max(1, len(forget) // IMAGES_AN_EXAMPLE)
-    if not 1 <= examples <= len(forget):
-        raise UserError(f"examples is {examples}; it must be between 1 and {len(forget)}, the images to forget")
+    number = max(1, int(examples * len(forget))) if isinstance(examples, float) and 0 < examples <= 1 else examples
+    if not (isinstance(number, int) and 1 <= number <= len(forget)):
+        raise UserError(
+            f"examples is {examples}; it must be a number between 1 and {len(forget)}, the images to forget, or a "
+            "share of them above 0.0 and at most 1.0"
+        )
     draw = random.Random(seed)
-    learned = sorted(draw.sample(forget, examples))
+    learned = sorted(draw.sample(forget, number))
     retained = draw.sample(retain, min(len(forget), len(retain)))
     return parts.select(learned), parts.select(sorted([*forget, *retained]))
 
@@ -213,7 +215,7 @@ class _Curve(TrainerCallback):
     ):
         self.trainer, self.measured, self.learned = trainer, measured, learned
         self.limit, self.recovered_at = limit, recovered_at
-        self.first_rows, self.point = forget_rows / IMAGES_AN_EXAMPLE, 0
+        self.first_rows, self.point = forget_rows * EXAMPLES, 0
         self.seconds = 0.0
         self.points: list[dict[str, Any]] = []
         self.recovered_after: dict[str, float] | None = None

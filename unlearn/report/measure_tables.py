@@ -219,11 +219,13 @@ def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
 def relearning_table(run: RunFolder, records: Records) -> Table:
     """How fast the forgotten rows are back."""
     notes, rows = Notes(), []
-    for model in run.models:
-        found = {record.metric: record for record in records.of("relearning") if record.checkpoint == model.name}
+    for model, taught in [(model, taught) for model in run.models for taught in ("some", "all")]:
+        of_model = [record for record in records.of("relearning") if record.checkpoint == model.name]
+        found = {record.metric: record for record in of_model if record.set == taught}
         if not found:
             continue
-        cells = [head(TITLES[model.method]), head(model.level)]
+        images = next(iter(found.values())).studies
+        cells = [head(TITLES[model.method]), head(model.level), Cell(str(images), number=images)]
         for metric, scale in (
             ("forget_exact_before", 100),
             ("forget_exact_after", 100),
@@ -231,22 +233,25 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
             ("rows_to_recovery", 1),
             ("rows_per_minute", 1),
         ):
-            never = "not back at the end of the measurement" if metric == "rows_to_recovery" else "not measured"
+            never = {
+                "rows_to_recovery": "not back at the end of the measurement",
+                "others_exact_most": "all images were taught" if taught == "all" else "not measured",
+            }.get(metric, "not measured")
             cells.append(score_cell(found.get(metric), never, notes, scale=scale))
         rows.append(cells)
     caption = (
-        "Relearning: a few forgotten rows are taught again, and all of them are asked. A model that only hides what "
-        "it knew gives it all back after few rows; the retrained model, taught the same, shows what those rows "
-        "teach by themselves."
+        "Relearning: the forgotten rows of a few images, or of all, are taught again, and all of them are asked. A "
+        "model that only hides what it knew gives it all back after few rows; the retrained model, taught the same, "
+        "shows what those rows teach by themselves."
     )
     titles = [
         "Exact before, %",
         "At the end, %",
         "Most of untaught images, %",
-        "Rows until 90 % of cloze are back",
+        "Rows until 0.9 × vanilla's cloze are back",
         "Rows a minute",
     ]
-    return Table("relearning", caption, ["Method", "Level", *titles], rows, notes=notes)
+    return Table("relearning", caption, ["Method", "Level", "Images taught", *titles], rows, notes=notes)
 
 
 def stage_table(seconds: dict[str, float]) -> Table:

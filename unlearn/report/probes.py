@@ -15,6 +15,8 @@ from .run_folder import RunFolder
 
 PROBES = "probes"
 RELEARNING = "relearning"
+ALL_TAUGHT = "-all"
+"""What the name of a model's results ends with where the forget rows of all images were taught again."""
 ROW_MEASURES = ("exact", "answer_probability", "extraction_strength", "exact_memorisation")
 REPHRASE_SETS = {"rephrase_wording": "wording", "rephrase_view": "view", "rephrase_both": "both"}
 
@@ -123,14 +125,14 @@ def _names(measure: str) -> tuple[str, str]:
 def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
     """Add `"relearning"` records of every model that was relearned, and return the curves."""
     curves = []
-    for model in run.models:
-        result = run.read_json(RELEARNING, f"{model.name}.json")
+    for model, taught in [(model, taught) for model in run.models for taught in ("", ALL_TAUGHT)]:
+        result = run.read_json(RELEARNING, f"{model.name}{taught}.json")
         if result is None:
             continue
-        file = run.file(RELEARNING, f"{model.name}.json")
+        file = run.file(RELEARNING, f"{model.name}{taught}.json")
         about: dict[str, Any] = {"checkpoint": model.name, "method": model.method, "level": model.level, "file": file}
         points = [point for point in result.get("curve", []) if point.get("forget_exact") is not None]
-        for metric in ("forget_exact", "retain_exact"):
+        for metric in () if taught else ("forget_exact", "retain_exact"):
             shown = [point for point in points if point.get(metric) is not None]
             rows = [float(point["rows"]) for point in shown]
             curves.append(Curve("relearning", metric, x=rows, y=[float(point[metric]) for point in shown], **about))
@@ -145,7 +147,8 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
         for metric, value in numbers.items():
             if value is not None and math.isfinite(value):
                 sizes = int(result.get("forget_rows", 0)), int(result.get("examples", 0))
-                records.add(Record("relearning", metric, float(value), *sizes, **about))
+                of_set = "all" if taught else "some"
+                records.add(Record("relearning", metric, float(value), *sizes, set=of_set, **about))
     return curves
 
 
