@@ -41,7 +41,12 @@ class GradDiff(GradientMethod):
         "open-unlearning": {"forget_weight": 1.0, "retain_weight": 1.0, **OPEN_UNLEARNING},
         "mllmu-bench": {"forget_weight": 1.0, "retain_weight": 1.0, **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "learning_rate": 3e-4, "max_steps": 160},
-        "tiny-robust": {"forget_weight": 0.16, "learning_rate": 1e-3, "num_train_epochs": 22, **TINY_KEEP_BEST},
+        "tiny-robust": {
+            "forget_weight": 0.2,
+            "learning_rate": 7e-4,
+            "num_train_epochs": 24,
+            **TINY_KEEP_BEST,
+        },
     }
 
     forget_weight: float = argument(1.0, "weight of the loss on forget rows, which is maximised", "paper A.1")

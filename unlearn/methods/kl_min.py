@@ -50,9 +50,6 @@ class KLMin(GradientMethod):
             "learning_rate": 6e-4,
             "num_train_epochs": 24,
             **TINY_KEEP_BEST,
-            # Of all measurements the best that retains as much; never stopped, since a path that dips recovers.
-            "retain_floor": 0.88,
-            "retain_patience": 25,
         },
     }
 

@@ -51,7 +51,7 @@ class NPO(GradientMethod):
         "open-unlearning": {"beta": 0.1, "retain_weight": 1.0, "log_ratio": "sum", **OPEN_UNLEARNING},
         "mllmu-bench": {"beta": 0.4, "retain_weight": 0.0, "log_ratio": "mean", "reference": None, **MLLMU_BENCH},
         "tiny": {"beta": 0.5, "learning_rate": 3e-4, "max_steps": 80},
-        "tiny-robust": {"beta": 0.5, "learning_rate": 1e-3, "num_train_epochs": 16},
+        "tiny-robust": {"beta": 0.5, "retain_weight": 2.0, "learning_rate": 1e-3, "num_train_epochs": 16},
     }
 
     beta: float = argument(0.9, "how soon the loss of a row levels off; larger is sooner", "paper A.1")
