@@ -65,7 +65,9 @@ def gap_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
             why = why or run.why_missing(run.model("retrained", model.level).name)
             cells.append(score_cell(record, why, notes, sign=True))
         if quality:
-            cells.append(_p_value(records, model, notes))
+            for kind, metric in metrics.items():
+                why = _why(run, records, model, kind, metric, "forget")
+                cells.append(_p_value(records, model, kind, why, notes))
         rows.append(cells)
     titles = [_kind_title(kind, metric) for _, kind, metric in columns]
     count = len(titles) // 2
@@ -76,19 +78,19 @@ def gap_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
         "over-forgets. On retain rows a negative gap is collateral damage."
     )
     if quality:
-        groups, titles = [*groups, ("", 1)], [*titles, "KS p"]
+        groups, titles = [*groups, ("KS p", count)], [*titles, *(kind.capitalize() for kind, _ in metrics.items())]
         caption += (
             " KS p: Kolmogorov-Smirnov test of the forget rows' answer probabilities against the retrained model's "
-            "(TOFU's forget quality, here on answer probability); small means different. It takes rows for "
-            "independent."
+            "(TOFU's forget quality, here on answer probability and by kind of question, since kinds differ more than "
+            "models do); small means different. It takes rows for independent."
         )
     return Table("gap", caption, ["Method", "Level", *titles], rows, groups, notes, shows_intervals=True)
 
 
-def _p_value(records: Records, model: Model, notes: Notes) -> Cell:
-    record = records.find("forget_quality", model.method, model.level, "forget", "all", "ks_p_value", "finetune")
+def _p_value(records: Records, model: Model, kind: str, why: str, notes: Notes) -> Cell:
+    record = records.find("forget_quality", model.method, model.level, "forget", kind, "ks_p_value", "finetune")
     if record is None:
-        return Cell("–", marks=notes.mark("this checkpoint or the retrained one was not probed"))
+        return Cell("–", marks=notes.mark(why or "this checkpoint or the retrained one was not probed"))
     text = f"{record.value:.2f}" if record.value >= 0.01 else f"{record.value:.0e}" if record.value else "0"
     return Cell(text.replace("-", "−"), number=record.value, record=record.id)
 
