@@ -86,3 +86,23 @@ def test_another_seed_makes_everything_anew(tmp_path):
     plan = make_plan("demo", seed=3)
     assert (plan.seed, plan.data.seed) == (3, 3)
     assert dataclasses.asdict(plan) != dataclasses.asdict(PLANS["demo"])
+
+
+def test_the_reproduction_has_the_papers_experiment_and_more(tmp_path):
+    stages = pipeline._Experiment(make_plan("reproduce"), tmp_path, None).stages()
+    of_kind = {}
+    for stage in stages:
+        of_kind.setdefault(stage.kind, []).append(stage.name)
+    methods, levels = ("grad_diff", "kl_min", "npo", "manu"), ("institution", "patient", "study", "section")
+    unlearned = {f"{method}-{level}" for method in methods for level in levels}
+    flat = {f"{method}-patient-flat" for method in methods}
+    asked = {"vanilla", *(f"retrained-{level}" for level in levels), *unlearned}
+    assert set(of_kind["unlearn"]) == unlearned | flat
+    assert set(of_kind["evaluate"]) == {f"evaluate-{name}" for name in asked | flat | {"vanilla-wrong-image"}}
+    assert set(of_kind["probe"]) == {f"probe-{name}" for name in asked}
+    relearned = {f"relearn-{name}-patient" for name in ("retrained", *methods)}
+    assert set(of_kind["relearn"]) == relearned | {f"{name}-all" for name in relearned}
+    done = set()
+    for stage in stages:
+        assert set(stage.after) <= done, f"{stage.name} comes before what it reads"
+        done.add(stage.name)

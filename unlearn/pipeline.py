@@ -104,7 +104,7 @@ class _Experiment:
         trained = [self.train("vanilla", "finetune")]
         trained += [self.train(f"retrained-{level}", f"{level}_retain") for level in plan.levels]
         unlearned = [self.unlearn(method, level) for level in plan.levels for method in plan.methods]
-        unlearned += [self.unlearn(method, level, FLAT) for level in plan.levels for method in plan.flat_methods]
+        unlearned += [self.unlearn(method, level, FLAT) for level in plan.flat_levels for method in plan.methods]
         return [*self.build_all(), *views, self.pretrain(), *trained, *unlearned, *self.measured()]
 
     def measured(self) -> list[Stage]:
@@ -117,14 +117,15 @@ class _Experiment:
                 stages += [self.evaluate(model, (level,)), self.probe(model)]
                 if level in plan.relearned_levels:
                     stages += [self.relearn(model, level), self.relearn(model, level, ALL_TAUGHT)]
-            stages += [self.evaluate(f"{method}-{level}{FLAT}", (level,), ("forget",)) for method in plan.flat_methods]
+            if level in plan.flat_levels:
+                stages += [self.evaluate(f"{method}-{level}{FLAT}", (level,), ("forget",)) for method in plan.methods]
         return stages
 
     def build_all(self) -> list[Stage]:
         """The dataset; the same studies with as many rows forgotten at random; and patients that no model sees."""
         plan = self.plan
         stages = [self.build("build", self.data, plan.data)]
-        if plan.flat_methods:
+        if plan.flat_levels:
             flat = dataclasses.replace(plan.data, selection="flat")
             stages.append(self.build(f"build{FLAT}", self.folder / f"medforget{FLAT}", flat))
         if plan.unseen:

@@ -30,8 +30,8 @@ class Plan:
         unlearn (`dict[str, dict]`, *optional*): Arguments by method that differ from its preset.
         seed (`int`, *optional*, defaults to `0`): Seed of training.
         unseen ([`~medforget_dataset.BuildOptions`], *optional*): Patients that no model saw.
-        flat_methods (`tuple[str, ...]`, *optional*): Methods that also forget as many rows drawn at random, the
-            paper's comparison without a hierarchy (Figure 7).
+        flat_levels (`tuple[str, ...]`, *optional*): Levels at which every method also forgets as many rows drawn at
+            random, the paper's comparison without a hierarchy (Figure 7).
         relearned_levels (`tuple[str, ...]`, *optional*): Levels at which every model is taught a few forgotten rows.
     """
 
@@ -43,7 +43,7 @@ class Plan:
     unlearn: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     unseen: BuildOptions | None = None
-    flat_methods: tuple[str, ...] = ()
+    flat_levels: tuple[str, ...] = ()
     relearned_levels: tuple[str, ...] = ()
 
     @property
@@ -81,7 +81,7 @@ PLANS = {
             "npo": {"num_train_epochs": 6, "learning_rate": 5e-4, "beta": 2.0},
         },
         unseen=BuildOptions(institutions=4, patients=4, seed=_UNSEEN_SEED),
-        flat_methods=("npo",),
+        flat_levels=("patient",),
         relearned_levels=("patient",),
     ),
 }
@@ -117,6 +117,6 @@ def make_plan(
         plan,
         levels=levels,
         methods=methods,
-        flat_methods=tuple(method for method in plan.flat_methods if method in methods),
+        flat_levels=tuple(level for level in plan.flat_levels if level in levels),
         relearned_levels=tuple(level for level in plan.relearned_levels if level in levels),
     )
