@@ -12,11 +12,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) 
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup data demo test test-slow quality style figures bench
+.PHONY: help setup data demo reproduce test test-slow quality style figures bench
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      build a small dataset, train, unlearn with four methods, evaluate, report (runs/demo/report.md)"
+	@echo "make reproduce the same at full size, at all four levels, and all measures (runs/reproduce/report.html, about two hours)"
 	@echo "make test      run the tests"
 	@echo "make data      build the full dataset (medforget/, 3,840 rows)"
 	@echo "make setup     create .venv and install everything into it"
@@ -39,6 +40,9 @@ data: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/medforget run --preset demo
+
+reproduce: $(STAMP)
+	$(BIN)/medforget run --preset reproduce
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu and not browser"

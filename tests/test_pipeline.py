@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medforget_dataset import BuildOptions
+from medforget_dataset.errors import UserError
 from unlearn import pipeline
 from unlearn.plans import PLANS, Plan, make_plan
 from unlearn.presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset
@@ -86,6 +87,19 @@ def test_another_seed_makes_everything_anew(tmp_path):
     plan = make_plan("demo", seed=3)
     assert (plan.seed, plan.data.seed) == (3, 3)
     assert dataclasses.asdict(plan) != dataclasses.asdict(PLANS["demo"])
+
+
+@pytest.mark.parametrize("knew", [0.0, 0.5])
+def test_relearning_aims_at_what_vanilla_knew(knew, data_dir, tiny_checkpoint, tmp_path):
+    vanilla = tmp_path / "vanilla.json"
+    vanilla.write_text(json.dumps({"medforget_patient_forget_cloze": {"metrics": {"exact_match": knew}}}))
+    arguments = (vanilla, data_dir, tiny_checkpoint, "patient", tmp_path / "out.json")
+    if not knew:
+        with pytest.raises(UserError, match="vanilla.json: answers no cloze row that the patient level forgets"):
+            pipeline._relearn(*arguments)
+        return
+    pipeline._relearn(*arguments, examples=1, max_rows=1, quiet=True)
+    assert json.loads((tmp_path / "out.json").read_text())["recovered_at"] == 0.45
 
 
 def test_the_reproduction_has_the_papers_experiment_and_more(tmp_path):
