@@ -40,7 +40,7 @@ BACK = 0.9
 FLAT = "-flat"
 
 # Seconds an image on one core of the machine of the documentation's figures, to say how long a run will take.
-BUILD, TURN, TRAIN, UNLEARN, EVALUATE, PROBE, RELEARN = 1.2, 0.6, 0.09, 0.07, 0.2, 0.1, 1.0
+BUILD, TURN, TRAIN, UNLEARN, EVALUATE, PROBE, RELEARN = 1.2, 0.6, 0.08, 0.07, 0.2, 0.15, 0.4
 PRETRAIN = 50.0
 
 
