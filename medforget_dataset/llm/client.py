@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Five minutes for a reply of a few hundred tokens: a large model on a busy server, and no more.
 TIMEOUT_SECONDS = 300.0
+CONNECT_SECONDS = 10.0
 # How often a request is sent again after the first time, and how long the waits between are: 0.5, 1, 2 … seconds.
 RETRIES = 7
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
@@ -111,6 +112,38 @@ def check_client(asker: str) -> None:
     """Raise a `UserError` that says what to install for `asker` unless the `openai` client is there."""
     if importlib.util.find_spec("openai") is None:
         raise UserError(f"{asker}: needs the openai client: pip install 'medforget[llm]'")
+
+
+def check_connection(url: str, flag: str) -> None:
+    """Refuse an endpoint to which there is no connection; whatever it answers, it is there.
+
+    The list of models is asked for, which costs nothing, and without the key. A redirect is not followed.
+
+    Args:
+        url (`str`): The endpoint, as [`check_address`] lets it pass.
+        flag (`str`): What the user named it by.
+
+    Raises:
+        UserError: The connection is refused, or the host unknown or out of reach.
+    """
+    import openai
+
+    transport = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not is_loopback(url))
+    with openai.OpenAI(
+        base_url=url, api_key="none", http_client=transport, max_retries=0, timeout=CONNECT_SECONDS
+    ) as client:
+        try:
+            client.models.with_raw_response.list()
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            # Other kinds: it has taken the connection, and what it does with requests that matter is seen there.
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+                reason = str(cause) or type(cause).__name__
+                raise UserError(
+                    f"{flag} {url}: no connection: {reason}; start the server, or mend the address"
+                ) from error
+        except openai.APIStatusError:
+            pass  # An answer too.
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
