@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from harness_tasks.batching import Prefix, Request, share_out
+from harness_tasks.cache_owner import owner_of
 from harness_tasks.vlm import MedForgetVLM
+from medforget_dataset.errors import UserError
 from unlearn.checkpoints import save_checkpoint
 from unlearn.lora import LANGUAGE_LINEAR
 
@@ -140,6 +143,50 @@ def test_answers_survive_a_crash(kind, checkpoint, images, tmp_path, monkeypatch
     rows.clear()
     getattr(cached, kind)(instances(kind, requests))
     assert not rows
+
+
+def test_answers_of_another_checkpoint_are_refused(checkpoint, images, tmp_path):
+    model = load(MedForgetVLM, checkpoint)
+    requests = instances("generate_until", to_generate(model, images[:1]))
+    database = tmp_path / "answers_rank0.db"
+    kept = CachingLM(model, str(database))
+    answers = kept.generate_until(requests)
+    assert CachingLM(load(MedForgetVLM, checkpoint), str(database)).generate_until(requests) == answers
+
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    of_other = load(MedForgetVLM, str(other))
+    with pytest.raises(UserError) as told:
+        CachingLM(of_other, str(database))
+    assert str(told.value) == (
+        f"{database}: holds the answers of {Path(checkpoint).resolve()}, not of {other}; give another --use_cache"
+    )
+    assert CachingLM(of_other, str(tmp_path / "another.db")).generate_until(requests) == answers
+    os.utime(other / "model.safetensors", ns=(0, 0))
+    with pytest.raises(UserError, match="holds the answers of .*other before its files were changed, not of "):
+        CachingLM(load(MedForgetVLM, str(other)), str(tmp_path / "another.db"))
+
+
+def test_answers_of_an_unknown_checkpoint_are_taken_with_a_warning(checkpoint, images, tmp_path, caplog):
+    model = load(HFMultimodalLM, checkpoint, 1)
+    requests = instances("generate_until", to_generate(model, images[:1]))
+    answers = CachingLM(model, str(tmp_path / "answers.db")).generate_until(requests)
+    assert CachingLM(load(MedForgetVLM, checkpoint), str(tmp_path / "answers.db")).generate_until(requests) == answers
+    assert "answers.db: does not say whose answers it holds; taken for " in caplog.text
+
+
+def test_an_owner_is_all_that_answers_depend_on(tmp_path):
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    paths = [str(tmp_path / "adapter"), str(tmp_path / "base")]
+    before = owner_of(paths, "main")
+    assert before.name == f"{tmp_path}/adapter on {tmp_path}/base" and owner_of(paths, "main") == before
+    assert owner_of(paths[1:], "main") != before
+    (tmp_path / "base/notes.txt").write_text("")
+    assert owner_of(paths, "main") == before
+    (tmp_path / "adapter/adapter_model.safetensors").write_text("")
+    assert owner_of(paths, "main").digest != before.digest
+    assert owner_of(["org/name"], "v1") != owner_of(["org/name"], "main")
 
 
 def put_adapter(model, base, folder, seed):
