@@ -66,12 +66,18 @@ class MedForgetVLM(HFMultimodalLM):
             Arguments of `hf-multimodal`.
 
     Raises:
-        UserError: If the folder, the model that an adapter belongs to, or the processor is missing.
+        UserError: If the folder, the model that an adapter belongs to, or the processor is missing, or the batch size
+            is `auto`.
     """
 
     _owner: Owner | None = None  # of a model that is given as such, nothing is known
 
     def __init__(self, pretrained: Any, **kwargs: Any):
+        if str(kwargs.get("batch_size")).startswith("auto"):
+            raise UserError(
+                f"--batch_size {kwargs['batch_size']}: lm-eval finds no batch size for models of images; give a "
+                "number, such as 64"
+            )
         adapters = [kwargs["peft"]] if kwargs.get("peft") else []
         if isinstance(pretrained, str):
             if not torch.accelerator.is_available():
@@ -96,10 +102,10 @@ class MedForgetVLM(HFMultimodalLM):
         self.shares_prefixes = is_known and "sliding_attention" not in layers
         if not self.shares_prefixes:
             logger.warning(
-                "medforget-vlm knows Qwen2.5-VL only; %s is evaluated as by hf-multimodal, without log-likelihoods",
+                "medforget-vlm knows %s; %s is evaluated as by hf-multimodal, without log-likelihoods",
+                "no sliding attention, which this config.json asks for" if is_known else "Qwen2.5-VL only",
                 type(self._vlm).__name__,
             )
-
         self._check_processor()
 
     def _check_processor(self) -> None:

@@ -237,6 +237,28 @@ def test_a_model_it_does_not_know_is_evaluated_as_by_hf_multimodal(checkpoint, i
         model.loglikelihood(instances("loglikelihood", to_score(model, images[:1])))
 
 
+def test_sliding_attention_is_evaluated_as_by_hf_multimodal(checkpoint, tmp_path, caplog):
+    folder = shutil.copytree(checkpoint, tmp_path / "sliding")
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    text |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    text["layer_types"] = ["sliding_attention"] * text["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with caplog.at_level(logging.WARNING):
+        model = load(MedForgetVLM, str(folder))
+    assert not model.shares_prefixes
+    assert [record.message for record in caplog.records if "medforget-vlm" in record.message] == [
+        "medforget-vlm knows no sliding attention, which this config.json asks for; "
+        "Qwen2_5_VLForConditionalGeneration is evaluated as by hf-multimodal, without log-likelihoods"
+    ]
+
+
+@pytest.mark.parametrize("batch_size", ["auto", "auto:4"])
+def test_a_batch_size_that_is_to_be_found_is_refused(batch_size, checkpoint):
+    with pytest.raises(UserError, match=f"--batch_size {batch_size}: .*; give a number"):
+        load(MedForgetVLM, checkpoint, batch_size)
+
+
 def test_all_questions_about_an_image_go_to_one_that_has_it():
     requests = {
         f"{image}{n}": Request(Prefix("", image), str(n), "", "")
