@@ -119,8 +119,8 @@ def _plain(answer: Any) -> Any:
 
 
 def _agree(one: list[Any], other: list[Any]) -> bool:
-    """Whether texts are the same, and log-likelihoods to a thousandth of a nat."""
-    return all(a == b if isinstance(a, str) else abs(a - b) < 1e-3 for a, b in zip(one, other, strict=True))
+    """Whether texts are the same, and log-likelihoods to 1e-4 nats."""
+    return all(a == b if isinstance(a, str) else abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
 
 
 def _requests(lm: Any, case: Case, rows: list[dict[str, Any]], *, with_options: bool) -> list[Any]:

@@ -285,7 +285,8 @@ def letter_tokens(model: str | None, revision: str) -> list[int]:
 
     Args:
         model (`str`):
-            Folder or Hub id with the tokenizer.
+            Folder or Hub id with the tokenizer; for a folder with an adapter that of the model it belongs to, as
+            `medforget-vlm` takes it.
         revision (`str`):
             Its revision on the Hub.
 
@@ -297,6 +298,8 @@ def letter_tokens(model: str | None, revision: str) -> list[int]:
             "classification tasks need the tokenizer of the model: give the model by name (pretrained=...), "
             "or pass metadata={'pretrained': NAME} to the TaskManager that loads the tasks"
         )
+    while (adapter := Path(model, "adapter_config.json")).is_file():
+        model = str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     tokens = tokenizer(list(LETTERS), add_special_tokens=False)["input_ids"]
     for letter, ids in zip(LETTERS, tokens, strict=True):

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import hash_args
+from lm_eval.api.model import CacheHook, hash_args
 from lm_eval.models.hf_vlms import DEFAULT_IMAGE_PLACEHOLDER, HFMultimodalLM
 from lm_eval.models.utils import handle_stop_sequences, replace_placeholders, resize_image
 from peft import PeftModel
@@ -30,6 +30,7 @@ from medforget_dataset.errors import UserError
 
 from .adapters import base_and_adapters
 from .batching import Part, Prefix, Request, batches, by_prefix, digest, share_out
+from .cache_owner import Owner, claim, owner_of
 from .prefixes import Shared, generate, log_probs, share
 
 
@@ -49,7 +50,8 @@ class MedForgetVLM(HFMultimodalLM):
     - Log-likelihood of requests with images, which `hf-multimodal` refuses. Only spaces at the end of a context move
       into the continuation, so that the line break that ends a chat template stays with it.
     - A request that several tasks make is answered once.
-    - `--use_cache` keeps each answer under the whole request, its image included, as soon as it is there.
+    - `--use_cache` keeps each answer under the whole request, its image included, as soon as it is there; a file with
+      another checkpoint's answers is refused.
     - `pretrained` may be a folder with a LoRA adapter, whose base may be one too.
     - Processes that `accelerate launch` or torchrun has started, on GPUs or CPUs, divide the images. lm-eval deals out
       rows in turn: each process would pass every image through the model, and answer again what another one has
@@ -64,10 +66,18 @@ class MedForgetVLM(HFMultimodalLM):
             Arguments of `hf-multimodal`.
 
     Raises:
-        UserError: If the folder, the model that an adapter belongs to, or the processor is missing.
+        UserError: If the folder, the model that an adapter belongs to, or the processor is missing, or the batch size
+            is `auto`.
     """
 
+    _owner: Owner | None = None  # of a model that is given as such, nothing is known
+
     def __init__(self, pretrained: Any, **kwargs: Any):
+        if str(kwargs.get("batch_size")).startswith("auto"):
+            raise UserError(
+                f"--batch_size {kwargs['batch_size']}: lm-eval finds no batch size for models of images; give a "
+                "number, such as 64"
+            )
         adapters = [kwargs["peft"]] if kwargs.get("peft") else []
         if isinstance(pretrained, str):
             if not torch.accelerator.is_available():
@@ -76,6 +86,7 @@ class MedForgetVLM(HFMultimodalLM):
                 PartialState(cpu=True, timeout=timedelta(weeks=52))
             pretrained, own = base_and_adapters(pretrained)
             adapters += own
+            self._owner = owner_of([*adapters, pretrained], kwargs.get("revision") or "main")
         super().__init__(pretrained, **kwargs | {"peft": adapters.pop() if adapters else None})
         for adapter in reversed(adapters):
             self._model: Any = PeftModel.from_pretrained(self._model.merge_and_unload(), adapter).eval()
@@ -91,10 +102,10 @@ class MedForgetVLM(HFMultimodalLM):
         self.shares_prefixes = is_known and "sliding_attention" not in layers
         if not self.shares_prefixes:
             logger.warning(
-                "medforget-vlm knows Qwen2.5-VL only; %s is evaluated as by hf-multimodal, without log-likelihoods",
+                "medforget-vlm knows %s; %s is evaluated as by hf-multimodal, without log-likelihoods",
+                "no sliding attention, which this config.json asks for" if is_known else "Qwen2.5-VL only",
                 type(self._vlm).__name__,
             )
-
         self._check_processor()
 
     def _check_processor(self) -> None:
@@ -120,6 +131,12 @@ class MedForgetVLM(HFMultimodalLM):
         except Exception as error:  # of the type that tokenizers raises
             why = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
             raise UserError(f"{where}: no processor that can be read ({why}); {_SAVE_PROCESSOR}") from error
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take the place where lm-eval will look up and keep answers; a `UserError` if it has another checkpoint's."""
+        if self._owner and cache_hook.dbdict is not None:
+            claim(cache_hook.dbdict, self._owner)
+        super().set_cache_hook(cache_hook)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template that prompts are made with."""

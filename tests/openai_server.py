@@ -21,7 +21,8 @@ class OpenAIServer(ThreadingHTTPServer):
     `server.script` is called with each request's number and body, and returns a status, a function of the handler, or
     a function from the good fields to others; None answers well. `clozes` gives the cloze of a section's text, where
     it matters which, and `good` the good fields of requests of another kind. `bodies` lists what arrived and `times`
-    when, `answered` what was answered well, `tokens` the bearer tokens.
+    when, `answered` what was answered well, `tokens` the bearer tokens. `looks` lists the headers of requests for the
+    list of models, which are refused.
     """
 
     daemon_threads = True
@@ -33,7 +34,8 @@ class OpenAIServer(ThreadingHTTPServer):
         self.clozes = clozes or {}
         self.good = good or (lambda body: good_fields(body, self.clozes))
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.bodies, self.times, self.answered, self.tokens, self.lock = [], [], [], [], threading.Lock()
+        self.bodies, self.times, self.answered, self.tokens, self.looks = [], [], [], [], []
+        self.lock = threading.Lock()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -72,6 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.answered.append(body)
 
     def do_GET(self):
+        if self.path == "/v1/models":
+            self.server.looks.append(dict(self.headers))
+            return self.send({"error": {"message": "no key"}}, 401)
         self.server.bodies.append(self.path)
         self.send({}, 200)
 

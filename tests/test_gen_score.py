@@ -13,7 +13,7 @@ from openai_server import of_handler
 
 from harness_tasks import generate, scores
 from harness_tasks.evaluate import evaluate_checkpoint
-from harness_tasks.judges import JudgeSettings
+from harness_tasks.judges import JudgeSettings, llm
 from harness_tasks.judges.llm import budget
 from medforget_dataset.errors import UserError
 from medforget_dataset.llm import client
@@ -143,7 +143,8 @@ class Rows(dict):
         return self if isinstance(key, slice) else super().__getitem__(key)
 
 
-def test_restricted_rows_are_refused_before_a_model_answers():
+def test_restricted_rows_are_refused_before_a_model_answers(monkeypatch):
+    monkeypatch.setattr(llm, "_connect", lambda endpoint: None)
     remote = JudgeSettings("llm", "https://api.example.org/v1", "m").metadata()
     settings = json.dumps(remote)
     rows = Rows(restricted=[False, False], judge=[settings] * 2)
@@ -152,6 +153,14 @@ def test_restricted_rows_are_refused_before_a_model_answers():
         scores.check_judge(Rows(restricted=[False, True], judge=[settings] * 2))
     with pytest.raises(UserError, match="judge gpt: unknown"):
         scores.check_judge(Rows(restricted=[False], judge=['{"judge": "gpt"}']))
+
+
+def test_a_judge_that_is_down_is_told_before_a_model_is_loaded(data_dir, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("harness_tasks.evaluate._model", lambda *_: pytest.fail("the model was loaded"))
+    with judge_server() as server:
+        pass
+    with pytest.raises(UserError, match=rf"judge_endpoint {server.url}: no connection"):
+        evaluate_checkpoint(tiny_checkpoint, data_dir, [TASK], judge=JudgeSettings("llm", server.url, "stub"))
 
 
 def test_the_stock_command_shows_the_judge(data_dir, tiny_checkpoint, tmp_path):

@@ -6,9 +6,12 @@ import shutil
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText
 
 from harness_tasks.evaluate import TASKS_FOLDER, evaluate_checkpoint
 from medforget_dataset.errors import UserError
+from unlearn.lora import LANGUAGE_LINEAR
 
 
 def generate_version():
@@ -48,6 +51,21 @@ def test_scores_counts_and_answers(data_dir, tiny_checkpoint, tmp_path):
     chosen = (tmp_path / "medforget_study_forget_classification.jsonl").read_text().splitlines()
     assert {json.loads(line)["response"] for line in chosen} <= set("ABCD")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_adapter_without_a_tokenizer_chooses_among_the_letters(data_dir, tiny_checkpoint, tmp_path):
+    base = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint)
+    lora = LoraConfig(r=2, target_modules=LANGUAGE_LINEAR)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").glob("*token*"))
+    task = "medforget_patient_forget_classification"
+    responses = []
+    for checkpoint in (tiny_checkpoint, tmp_path / "adapter"):
+        evaluate_checkpoint(checkpoint, data_dir, [task], limit=3, output_path=tmp_path)
+        lines = (tmp_path / f"{task}.jsonl").read_text().splitlines()
+        responses.append([json.loads(line)["response"] for line in lines])
+    # A new adapter changes nothing.
+    assert responses[0] == responses[1] and set(responses[1]) <= set("ABCD")
 
 
 def test_wrong_image_asks_the_same_questions_about_other_images(data_dir, tiny_checkpoint, tmp_path):

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import socket
 import stat
 import sys
+import threading
 
 import pytest
 from judging import answers, judge_server, marks_of, settings_of
 from llm_asking import change, shorten_waits
 from openai_server import of_handler, reset_connection
 
-from harness_tasks.judges import Awaited, JudgeSettings, settle
+from harness_tasks.judges import Awaited, JudgeSettings, llm, settle
 from harness_tasks.judges.llm import LLMJudge, budget
 from medforget_dataset.errors import UserError
 from medforget_dataset.llm import client
@@ -220,8 +222,44 @@ def test_an_endpoint_that_is_down_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "RETRIES", 1)
     with judge_server() as server:
         pass
-    with pytest.raises(UserError, match=rf"judge_endpoint {server.url}: ConnectError.*1 of 1 answers have no mark"):
+    with pytest.raises(UserError, match=rf"judge_endpoint {server.url}: ConnectError.*1 of 1 answers.*`--use_cache`"):
         marks_of(server, tmp_path, "is 4")
+
+
+def test_an_endpoint_that_is_down_is_told_before_a_model_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with judge_server() as server:
+        judge = LLMJudge(settings_of(server, tmp_path))
+        for _ in range(2):  # tasks
+            judge.check(restricted=True)
+        (headers,) = server.looks
+        assert server.bodies == [] and not any("sk-secret" in value for value in headers.values())
+        marks = judge.marks(answers("is 4"))
+    llm._connect.cache_clear()
+    assert judge.marks(answers("is 4")) == marks  # from the cache
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"^judge_endpoint {server.url}: no connection: .*refused; start") as told:
+            judge.check(restricted=True)
+        assert "\n" not in str(told.value)
+    nowhere = JudgeSettings("llm", "http://judge.invalid/v1", "m", complies="nobody's text")
+    with pytest.raises(UserError, match=r"^judge_endpoint http://judge.invalid/v1: no connection: "):
+        LLMJudge(nowhere).check(restricted=True)
+
+
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0\r\n"])
+def test_whatever_takes_the_connection_is_up(reply):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        LLMJudge(JudgeSettings("llm", f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "m")).check(restricted=True)
+        thread.join()
 
 
 def test_the_cap_holds_for_all_tasks_of_a_process_and_what_is_left_has_no_mark(tmp_path):
@@ -247,9 +285,11 @@ def test_restricted_answers_do_not_leave_this_machine(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="judge_endpoint https.*is not this machine.*judge_complies"):
         judge.marks([*answers("is 4", restricted=False), *answers("is 5")])
     assert sent == [] and not (tmp_path / "cache").exists()
+    monkeypatch.setattr(llm, "_connect", sent.append)
     judge.check(restricted=False)
     LLMJudge(JudgeSettings(**REMOTE, complies="J. Doe, zero retention, contract 7")).check(restricted=True)
     LLMJudge(JudgeSettings("llm", "http://127.0.0.1:1/v1", "m")).check(restricted=True)
+    assert sent == [REMOTE["endpoint"], REMOTE["endpoint"], "http://127.0.0.1:1/v1"]
 
 
 @pytest.mark.parametrize(

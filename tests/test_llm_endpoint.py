@@ -156,6 +156,32 @@ def test_an_endpoint_that_is_gone_ends_the_build(tmp_path, monkeypatch):
     assert len(server.bodies) == 2 * client.GIVE_UP
 
 
+@pytest.mark.parametrize("fault", [hang, 429, html])
+def test_an_endpoint_that_has_answered_nothing_is_given_up_early(fault, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "SILENT_SECONDS", 0.0)
+    with OpenAIServer(lambda number, body: fault) as server:
+        with pytest.raises(UserError, match="nothing was answered in 2 tries over .* 3 of 3 rows are missing"):
+            ask_all(server, tmp_path, on_error="skip")
+    assert len(server.bodies) == 2
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.message.startswith(f"{server.url}: ")
+    assert record.message.endswith(", trying again (2 of 8)")
+
+
+def test_an_endpoint_that_has_answered_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "SILENT_SECONDS", 0.0)
+    faults = {1: 429, 2: hang, 3: 500}
+    with OpenAIServer(lambda number, body: faults.get(number)) as server:
+        ask_all(server, tmp_path)
+    assert len(server.answered) == 3
+    # Of a server that answers, only what takes minutes is told.
+    assert [record.message for record in caplog.records] == [
+        f"{server.url}: no reply in 0.2 seconds, trying again (3 of 8)"
+    ]
+
+
 def test_the_key_is_in_no_message(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from harness_tasks.batching import Prefix, Request, share_out
+from harness_tasks.cache_owner import owner_of
 from harness_tasks.vlm import MedForgetVLM
+from medforget_dataset.errors import UserError
 from unlearn.checkpoints import save_checkpoint
 from unlearn.lora import LANGUAGE_LINEAR
 
@@ -142,6 +145,50 @@ def test_answers_survive_a_crash(kind, checkpoint, images, tmp_path, monkeypatch
     assert not rows
 
 
+def test_answers_of_another_checkpoint_are_refused(checkpoint, images, tmp_path):
+    model = load(MedForgetVLM, checkpoint)
+    requests = instances("generate_until", to_generate(model, images[:1]))
+    database = tmp_path / "answers_rank0.db"
+    kept = CachingLM(model, str(database))
+    answers = kept.generate_until(requests)
+    assert CachingLM(load(MedForgetVLM, checkpoint), str(database)).generate_until(requests) == answers
+
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    of_other = load(MedForgetVLM, str(other))
+    with pytest.raises(UserError) as told:
+        CachingLM(of_other, str(database))
+    assert str(told.value) == (
+        f"{database}: holds the answers of {Path(checkpoint).resolve()}, not of {other}; give another --use_cache"
+    )
+    assert CachingLM(of_other, str(tmp_path / "another.db")).generate_until(requests) == answers
+    os.utime(other / "model.safetensors", ns=(0, 0))
+    with pytest.raises(UserError, match="holds the answers of .*other before its files were changed, not of "):
+        CachingLM(load(MedForgetVLM, str(other)), str(tmp_path / "another.db"))
+
+
+def test_answers_of_an_unknown_checkpoint_are_taken_with_a_warning(checkpoint, images, tmp_path, caplog):
+    model = load(HFMultimodalLM, checkpoint, 1)
+    requests = instances("generate_until", to_generate(model, images[:1]))
+    answers = CachingLM(model, str(tmp_path / "answers.db")).generate_until(requests)
+    assert CachingLM(load(MedForgetVLM, checkpoint), str(tmp_path / "answers.db")).generate_until(requests) == answers
+    assert "answers.db: does not say whose answers it holds; taken for " in caplog.text
+
+
+def test_an_owner_is_all_that_answers_depend_on(tmp_path):
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    paths = [str(tmp_path / "adapter"), str(tmp_path / "base")]
+    before = owner_of(paths, "main")
+    assert before.name == f"{tmp_path}/adapter on {tmp_path}/base" and owner_of(paths, "main") == before
+    assert owner_of(paths[1:], "main") != before
+    (tmp_path / "base/notes.txt").write_text("")
+    assert owner_of(paths, "main") == before
+    (tmp_path / "adapter/adapter_model.safetensors").write_text("")
+    assert owner_of(paths, "main").digest != before.digest
+    assert owner_of(["org/name"], "v1") != owner_of(["org/name"], "main")
+
+
 def put_adapter(model, base, folder, seed):
     torch.manual_seed(seed)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=LANGUAGE_LINEAR, init_lora_weights=False))
@@ -188,6 +235,28 @@ def test_a_model_it_does_not_know_is_evaluated_as_by_hf_multimodal(checkpoint, i
     )
     with pytest.raises(NotImplementedError):
         model.loglikelihood(instances("loglikelihood", to_score(model, images[:1])))
+
+
+def test_sliding_attention_is_evaluated_as_by_hf_multimodal(checkpoint, tmp_path, caplog):
+    folder = shutil.copytree(checkpoint, tmp_path / "sliding")
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    text |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    text["layer_types"] = ["sliding_attention"] * text["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with caplog.at_level(logging.WARNING):
+        model = load(MedForgetVLM, str(folder))
+    assert not model.shares_prefixes
+    assert [record.message for record in caplog.records if "medforget-vlm" in record.message] == [
+        "medforget-vlm knows no sliding attention, which this config.json asks for; "
+        "Qwen2_5_VLForConditionalGeneration is evaluated as by hf-multimodal, without log-likelihoods"
+    ]
+
+
+@pytest.mark.parametrize("batch_size", ["auto", "auto:4"])
+def test_a_batch_size_that_is_to_be_found_is_refused(batch_size, checkpoint):
+    with pytest.raises(UserError, match=f"--batch_size {batch_size}: .*; give a number"):
+        load(MedForgetVLM, checkpoint, batch_size)
 
 
 def test_all_questions_about_an_image_go_to_one_that_has_it():

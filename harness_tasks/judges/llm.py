@@ -9,7 +9,17 @@ from pathlib import Path
 from medforget_dataset.agreement import check_endpoint
 from medforget_dataset.errors import UserError
 from medforget_dataset.llm.cache import ReplyCache, default_folder
-from medforget_dataset.llm.client import Budget, Endpoint, Gone, Unanswered, ask_each, check_address, check_client, run
+from medforget_dataset.llm.client import (
+    Budget,
+    Endpoint,
+    Gone,
+    Unanswered,
+    ask_each,
+    check_address,
+    check_client,
+    check_connection,
+    run,
+)
 from medforget_dataset.llm.replies import Unusable
 
 from . import Answered, JudgeSettings, Mark
@@ -24,6 +34,12 @@ ATTEMPTS = 3
 def budget(settings: JudgeSettings) -> Budget:
     """What a process may send with these settings, for all tasks together."""
     return Budget(settings.max_requests)
+
+
+@functools.cache
+def _connect(endpoint: str) -> None:
+    # Each generation task checks its judge.
+    check_connection(endpoint, "judge_endpoint")
 
 
 class LLMJudge:
@@ -41,11 +57,16 @@ class LLMJudge:
         self.settings = settings
 
     def check(self, *, restricted: bool) -> None:
-        """Refuse an endpoint that must not be asked, before anything is sent.
+        """Refuse an endpoint that must not or cannot be asked, before any text is sent.
 
         Raises:
-            UserError: It is not a plain http(s) address, restricted text must not go there, or the client is missing.
+            UserError: It is not a plain http(s) address, restricted text must not go there, the client is missing, or
+                there is no connection.
         """
+        self._check_settings(restricted=restricted)
+        _connect(self.settings.endpoint)
+
+    def _check_settings(self, *, restricted: bool) -> None:
         check_address(self.settings.endpoint, "judge_endpoint")
         flags = ("judge_endpoint", "judge_complies")
         check_endpoint(self.settings.endpoint, restricted=restricted, complies=self.settings.complies, flags=flags)
@@ -58,7 +79,7 @@ class LLMJudge:
             UserError: The endpoint must not be asked, answers nothing, or does not let us in. What it has answered by
                 then is kept.
         """
-        self.check(restricted=any(answered.restricted for answered in answers))
+        self._check_settings(restricted=any(answered.restricted for answered in answers))
         folder = Path(self.settings.cache).expanduser() if self.settings.cache else default_folder("judge")
         asks = list(dict.fromkeys(answered._replace(restricted=False) for answered in answers))
         found = run(self._ask_all(asks, ReplyCache(folder)))
@@ -78,7 +99,8 @@ class LLMJudge:
         except Gone as error:
             raise UserError(
                 f"judge_endpoint {settings.endpoint}: {error}; {len(asks) - len(found)} of {len(asks)} answers have "
-                f"no mark; what was answered is kept in {cache.folder}: run again to go on"
+                f"no mark; what was answered is kept in {cache.folder}: run again to go on; the model's own answers "
+                "are kept where `--use_cache` was given"
             ) from error
         return found
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import logging
 import os
 import random
 import re
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +28,20 @@ from .replies import Reply
 if TYPE_CHECKING:
     import openai
 
+
+logger = logging.getLogger(__name__)
+
 # Five minutes for a reply of a few hundred tokens: a large model on a busy server, and no more.
 TIMEOUT_SECONDS = 300.0
+CONNECT_SECONDS = 10.0
 # How often a request is sent again after the first time, and how long the waits between are: 0.5, 1, 2 … seconds.
 RETRIES = 7
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 # Rows in a row that the endpoint fails to answer at all before it is taken for gone.
 GIVE_UP = 5
+# As long as it has answered nothing at all, so many tries over so many seconds are enough. A server that is loading
+# its model refuses for a while; one that lets us wait for five minutes twice will not answer the next row either.
+SILENT_TRIES, SILENT_SECONDS = 2, 120.0
 # Requests in flight; local servers batch about so many.
 CONCURRENCY = 8
 _BUSY = (408, 409, 425, 429)
@@ -105,6 +114,38 @@ def check_client(asker: str) -> None:
         raise UserError(f"{asker}: needs the openai client: pip install 'medforget[llm]'")
 
 
+def check_connection(url: str, flag: str) -> None:
+    """Refuse an endpoint to which there is no connection; whatever it answers, it is there.
+
+    The list of models is asked for, which costs nothing, and without the key. A redirect is not followed.
+
+    Args:
+        url (`str`): The endpoint, as [`check_address`] lets it pass.
+        flag (`str`): What the user named it by.
+
+    Raises:
+        UserError: The connection is refused, or the host unknown or out of reach.
+    """
+    import openai
+
+    transport = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not is_loopback(url))
+    with openai.OpenAI(
+        base_url=url, api_key="none", http_client=transport, max_retries=0, timeout=CONNECT_SECONDS
+    ) as client:
+        try:
+            client.models.with_raw_response.list()
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            # Other kinds: it has taken the connection, and what it does with requests that matter is seen there.
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+                reason = str(cause) or type(cause).__name__
+                raise UserError(
+                    f"{flag} {url}: no connection: {reason}; start the server, or mend the address"
+                ) from error
+        except openai.APIStatusError:
+            pass  # An answer too.
+
+
 def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine to its end, in a notebook too, which has a loop of its own running."""
     try:
@@ -143,7 +184,9 @@ class Endpoint:
         self._form: str | None = None
         self._first = asyncio.Lock()
         self._sending: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = self._tries = 0
+        self._has_answered = False
+        self._first_sent: float | None = None
 
     async def __aenter__(self) -> Endpoint:
         import openai
@@ -214,17 +257,20 @@ class Endpoint:
     async def _send_until_answered(self, body: dict[str, Any]) -> Reply:
         import openai
 
+        if self._first_sent is None:
+            self._first_sent = time.monotonic()
         for retry in range(RETRIES + 1):
+            is_slow = False
             wait = min(FIRST_WAIT_SECONDS * 2**retry, LONGEST_WAIT_SECONDS) * (1 - random.random() / 4)
             if self.budget:
                 self.budget.spend()
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     reply = await self._send(body)
-                self._failed_in_a_row = 0
+                self._failed_in_a_row, self._has_answered = 0, True
                 return reply
             except (TimeoutError, openai.APITimeoutError):
-                reason, gone = f"no reply in {TIMEOUT_SECONDS:g} seconds", False
+                reason, gone, is_slow = f"no reply in {TIMEOUT_SECONDS:g} seconds", False, True
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 reason, gone = f"{type(cause).__name__}: {cause}", type(cause).__name__ == "ConnectError"
@@ -233,12 +279,22 @@ class Endpoint:
             except openai.APIStatusError as error:
                 reason, gone = self._reason(error), False
                 wait = max(wait, _retry_after(error))
+            self._check_silence(reason, time.monotonic() - self._first_sent)
             if retry < RETRIES:
+                # Hundreds of rows may each be put off for a moment; what costs minutes is told every time.
+                level = logging.WARNING if is_slow or not self._has_answered else logging.INFO
+                logger.log(level, "%s: %s, trying again (%d of %d)", self.url, reason, retry + 2, RETRIES + 1)
                 await asyncio.sleep(wait)
         self._failed_in_a_row += 1
         if gone or self._failed_in_a_row >= GIVE_UP:
             raise Gone(reason)
         raise Unanswered(reason)
+
+    def _check_silence(self, reason: str, seconds: float) -> None:
+        """Count a try that failed, and raise [`Gone`] if the endpoint has had its time and answered nothing yet."""
+        self._tries += 1
+        if not self._has_answered and self._tries >= SILENT_TRIES and seconds >= SILENT_SECONDS:
+            raise Gone(f"{reason}, and nothing was answered in {self._tries} tries over {seconds:.0f} seconds")
 
     def _reason(self, error: openai.APIStatusError) -> str:
         """What a status says, if the request may be sent again."""
