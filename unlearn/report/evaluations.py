@@ -24,6 +24,7 @@ TASK_NAME = re.compile(
     rf"medforget_(?:(?P<level>{'|'.join(LEVELS)})_(?P<split>forget|retain|rephrase|{ATTACK})|general_med)_(?P<kind>\w+)"
 )
 JUDGED = ("factuality", "gen_score")
+ROW_TEXTS = ("id", "question", "answer", "response")
 TOLERANCE = 1e-6
 
 
@@ -101,6 +102,11 @@ class Evaluations:
             if match is None or not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
                 foreign.append(task)
                 continue
+            wrong = _wrong_field(result)
+            if wrong:
+                file = self.run.file(EVALUATION, f"{name}.json")
+                self.run.note(f"{file}: {wrong} of {task}; left out. Run `medforget run` again")
+                continue
             read = self._answers(name, task, match, result)
             if read is not None:
                 answers[task] = read
@@ -120,7 +126,7 @@ class Evaluations:
             match["kind"],
             rows_file if rows else self.run.file(EVALUATION, f"{name}.json"),
             {metric: _number(value) for metric, value in result["metrics"].items()},
-            int(result.get("n", len(rows))),
+            result.get("n", len(rows)),
             None if result.get("version") is None else str(result["version"]),
             result.get("judge"),
             rows,
@@ -145,15 +151,18 @@ class Evaluations:
         """What is wrong with answers that are there: not what the means were made from, or not about this data."""
         if len(answers.rows) != answers.n:
             return f"holds {len(answers.rows)} answers, where the evaluation counted {answers.n}"
-        if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in answers.rows):
-            return "holds lines that are no answers"
+        for row in answers.rows:
+            if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ROW_TEXTS):
+                return f"holds lines without one of {', '.join(ROW_TEXTS)}"
         if self._ids is not None:
             other = next((row["id"] for row in answers.rows if row["id"] not in self._ids), None)
             if other is not None:
                 return f"row {other} is not in the run's data"
         for metric, mean in answers.metrics.items():
-            values = answers.values(metric)
-            present = [value for value in values if value is not None]
+            present = [value for value in answers.values(metric) if value is not None]
+            other = next((value for value in present if not isinstance(value, int | float)), None)
+            if other is not None:
+                return f"{metric} of a row is {other!r}, which is no number"
             if not present:
                 continue
             own = math.fsum(present) / len(present)
@@ -176,6 +185,16 @@ class Evaluations:
                 )
             for task in old:
                 del tasks[task]
+
+
+def _wrong_field(result: dict[str, Any]) -> str | None:
+    """What a result says of itself that cannot be read."""
+    n, judge = result.get("n", 0), result.get("judge")
+    if not isinstance(n, int) or n < 0:
+        return f"n is {json.dumps(n)} and no number of rows"
+    if judge is not None and not isinstance(judge, str):
+        return f"judge is {json.dumps(judge)} and no name"
+    return None
 
 
 def _number(value: Any) -> float:

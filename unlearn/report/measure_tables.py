@@ -239,7 +239,8 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
                 "rows_to_recovery": "not back at the end of the measurement",
                 "others_exact_most": "all images were taught" if taught == "all" else "not measured",
             }.get(metric, "not measured")
-            cells.append(score_cell(found.get(metric), never, notes, scale=scale))
+            hole = records.hole("relearning", model.method, model.level, "", "", metric, taught)
+            cells.append(score_cell(found.get(metric), hole or never, notes, scale=scale))
         rows.append(cells)
     caption = (
         "Relearning: the forgotten rows of a few images, or of all, are taught again, and all of them are asked. A "

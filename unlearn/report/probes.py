@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from medforget_dataset.errors import UserError
 
 from ..measures import read_probe, summary
 from .records import Record, Records
-from .run_folder import RunFolder
+from .run_folder import RunFolder, is_number
 
 
 PROBES = "probes"
@@ -126,43 +125,75 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
     """Add `"relearning"` records of every model that was relearned, and return the curves."""
     curves = []
     for model, taught in [(model, taught) for model in run.models for taught in ("", ALL_TAUGHT)]:
+        file = run.file(RELEARNING, f"{model.name}{taught}.json")
         result = run.read_json(RELEARNING, f"{model.name}{taught}.json")
         if result is None:
             continue
-        file = run.file(RELEARNING, f"{model.name}{taught}.json")
+        if not _is_relearning(result):
+            run.note(f"{file}: not what relearning writes; remove it and run `medforget run` again")
+            continue
         about: dict[str, Any] = {"checkpoint": model.name, "method": model.method, "level": model.level, "file": file}
-        points = [point for point in result.get("curve", []) if point.get("forget_exact") is not None]
+        curve = result["curve"]
+        points = _finite(run, file, curve, "forget_exact", "rows")
         for metric in () if taught else ("forget_exact", "retain_exact"):
-            shown = [point for point in points if point.get(metric) is not None]
+            shown = _finite(run, file, points, metric)
             rows = [float(point["rows"]) for point in shown]
             curves.append(Curve("relearning", metric, x=rows, y=[float(point[metric]) for point in shown], **about))
-        recovered = result.get("recovered_after") or {}
         numbers = {
-            "rows_to_recovery": recovered.get("rows"),
+            "rows_to_recovery": (result.get("recovered_after") or {}).get("rows"),
             "rows_per_minute": result.get("rows_per_minute"),
-            "forget_exact_before": points[0]["forget_exact"] if points else None,
-            "forget_exact_after": points[-1]["forget_exact"] if points else None,
+            "forget_exact_before": curve[0]["forget_exact"] if curve else None,
+            "forget_exact_after": curve[-1]["forget_exact"] if curve else None,
             "others_exact_most": (result.get("most_of_others") or {}).get("others_exact"),
         }
         for metric, value in numbers.items():
-            if value is not None and math.isfinite(value):
+            if value is not None:
                 sizes = int(result.get("forget_rows", 0)), int(result.get("examples", 0))
                 of_set = "all" if taught else "some"
                 records.add(Record("relearning", metric, float(value), *sizes, set=of_set, **about))
     return curves
 
 
+def _is_relearning(result: dict[str, Any]) -> bool:
+    curve, parts = result.get("curve"), [result.get(name) for name in ("recovered_after", "most_of_others")]
+    if not isinstance(curve, list) or not all(part is None or isinstance(part, dict) for part in parts):
+        return False
+    if not all(isinstance(point, dict) and {"rows", "forget_exact"} <= point.keys() for point in curve):
+        return False
+    sizes = [result.get(name, 0) for name in ("forget_rows", "examples")]
+    numbers = [value for point in (*curve, *filter(None, parts)) for value in point.values()]
+    numbers.append(result.get("rows_per_minute"))
+    return all(isinstance(size, int) for size in sizes) and all(
+        value is None or isinstance(value, int | float) for value in numbers
+    )
+
+
+def _finite(run: RunFolder, file: str, points: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    """The points that have these numbers. One that is absent or null was not measured; one that is NaN is told."""
+    there = [point for point in points if all(point.get(name) is not None for name in names)]
+    finite = [point for point in there if all(is_number(point[name]) for name in names)]
+    if len(finite) < len(there):
+        gone = f"{len(there) - len(finite)} of {len(there)} points of {names[0]}"
+        run.note(f"{file}: {gone} are not finite numbers and not shown; the others are")
+    return finite
+
+
 def training_curves(run: RunFolder) -> list[Curve]:
     """The losses that each checkpoint's `medforget.json` has kept."""
     curves = []
     for model in run.models:
+        file = run.file(model.name, "medforget.json")
         log = run.info(model.name).get("log") or []
+        if not isinstance(log, list) or not all(isinstance(line, dict) for line in log):
+            run.note(f"{file}: its log is not what training writes; the model's training curves are left out")
+            continue
         for metric in ("loss", "forget_loss", "retain_loss", "forget_exact", "retain_exact"):
-            points = [line for line in log if isinstance(line.get(metric), int | float) and "step" in line]
             # What is taught has one loss, what is unlearned two that its sum hides.
-            if len(points) < 2 or (metric == "loss" and any("forget_loss" in line for line in log)):
+            if metric == "loss" and any("forget_loss" in line for line in log):
+                continue
+            points = _finite(run, file, log, metric, "step")
+            if len(points) < 2:
                 continue
             steps, values = [float(line["step"]) for line in points], [float(line[metric]) for line in points]
-            file = run.file(model.name, "medforget.json")
             curves.append(Curve("training", metric, model.name, model.method, model.level, file, steps, values))
     return curves
