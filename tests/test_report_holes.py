@@ -1,8 +1,11 @@
 """What is missing, damaged, of another version or restricted: a line each, and the rest of the report intact."""
 
+import copy
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from report_runs import FinishedRun
 
@@ -260,6 +263,38 @@ def test_a_run_without_a_plan_is_refused_in_a_line(run, plan):
     _edit(run / "run.json", lambda settings: settings.update(plan=plan))
     with pytest.raises(UserError, match=r"run\.json: has no plan with levels and methods"):
         write_run_report(run)
+
+
+def test_probabilities_that_are_nan_are_counted_and_named(small, run):
+    own = copy.copy(small)
+    own.folder, own.stages = run, dict(small.stages)
+    for method in ("retrained", "npo"):
+        own.probe(f"{method}-patient", method, "patient")
+    path = run / "probes" / "npo-patient.parquet"
+    rows = pq.read_table(path).to_pylist()
+    asked = [
+        row for row in rows if row["set"] == "finetune" and row["id"] in {r["id"] for r in own.rows["patient_forget"]}
+    ]
+    asked[0]["log_prob"] = float("nan")
+    for row in rows:
+        if row["set"] == "rephrase_wording":
+            row["log_prob"] = float("nan")
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    report, text = _report(run)
+    records = {record["id"]: record for record in report["records"]}
+    about = "npo-patient/patient/finetune/forget/all/answer_probability"
+    for measure, missing in (("probe", 1), ("probe_gap", 1)):
+        assert (records[f"{measure}/{about}"]["n"], records[f"{measure}/{about}"]["missing"]) == (
+            len(asked) - 1,
+            missing,
+        )
+    kind = {0: "generation", 1: "cloze", 2: "classification"}.get(asked[0]["task"], asked[0]["task"])
+    quality = records[f"forget_quality/npo-patient/patient/finetune/forget/{kind}/ks_p_value"]
+    assert quality["missing"] == 1 and 0 <= quality["value"] <= 1
+    assert f"1 of {len(asked)} values missing" in text
+    why = "answer_probability is nan in probes/npo-patient.parquet"
+    holes = [(hole["set"], hole["why"]) for hole in report["missing"] if hole["measure"] == "probe"]
+    assert holes == [("rephrase_wording", why)]
 
 
 def test_judges_are_never_mixed(run):

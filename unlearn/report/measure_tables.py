@@ -7,6 +7,7 @@ from itertools import groupby
 from .comparisons import CONTEXTS, is_informative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, model_rows, why_no_score
+from .probes import PROBES
 from .reading import TITLES, VERDICTS, Metrics, verdict
 from .records import Records
 from .run_folder import CONTROLS, Model, RunFolder
@@ -88,7 +89,8 @@ def gap_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
 
 
 def _p_value(records: Records, model: Model, kind: str, why: str, notes: Notes) -> Cell:
-    record = records.find("forget_quality", model.method, model.level, "forget", kind, "ks_p_value", "finetune")
+    about = ("forget_quality", model.method, model.level, "forget", kind, "ks_p_value", "finetune")
+    record, why = records.find(*about), records.hole(*about) or why
     if record is None:
         return Cell("–", marks=notes.mark(why or "this checkpoint or the retrained one was not probed"))
     text = f"{record.value:.2f}" if record.value >= 0.01 else f"{record.value:.0e}" if record.value else "0"
@@ -175,10 +177,12 @@ def probe_table(run: RunFolder, records: Records) -> Table:
     probed = {record.checkpoint for record in records.of("probe")}
     for model in model_rows(run):
         cells = [head(TITLES[model.method]), head(model.level)]
-        why = "no such rows in the probe" if model.name in probed else run.why_missing(model.name, "probe")
+        is_probed = model.name in probed or (run.path / PROBES / f"{model.name}.parquet").is_file()
+        why = "no such rows in the probe" if is_probed else run.why_missing(model.name, "probe")
         for measure, metric, name, split, task, _, _ in PROBE_COLUMNS:
             record = records.find(measure, model.method, model.level, split, task, metric, name)
-            cells.append(score_cell(record, why, notes))
+            hole = records.hole(measure, model.method, model.level, split, task, metric, name)
+            cells.append(score_cell(record, hole or why, notes))
         rows.append(cells)
     spans = [(title, len(list(columns))) for title, columns in groupby(column[5] for column in PROBE_COLUMNS)]
     caption = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,6 @@ def _probe(run: RunFolder, name: str) -> Any:
 
 def _is_shown(line: dict[str, Any]) -> bool:
     """Means and gaps of single kinds of questions are those of the evaluation again."""
-    if line["value"] is None:
-        return False
     is_mean = line["measure"].removeprefix("gap_").removeprefix("selectivity_") in ROW_MEASURES
     return not is_mean or line["task"] == "all"
 
@@ -97,7 +96,7 @@ def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
     return Record(
         measure,
         metric,
-        line["value"],
+        math.nan if line["value"] is None else line["value"],
         line["n"],
         line["studies"],
         name,
@@ -109,6 +108,7 @@ def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
         set=line["set"],
         low=line["low"],
         high=line["high"],
+        missing=line["missing"] or 0,
     )
 
 

@@ -44,7 +44,7 @@ class Record:
         judge (`str`, *optional*):
             Who judged, where somebody did.
         missing (`int`, *optional*, defaults to `0`):
-            Rows left out because the judge gave no mark.
+            Rows left out because they have no value: the judge gave no mark, or a probability is NaN.
     """
 
     measure: str
