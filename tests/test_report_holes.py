@@ -361,6 +361,18 @@ def test_an_attack_that_vanilla_does_not_answer_is_uninformative(run):
     assert "uninformative where the vanilla model itself scores under 50 %: patient level with the study's" in text
 
 
+def test_an_attack_that_vanilla_was_not_asked_tells_nothing(run):
+    def not_asked(results):
+        for task in [task for task in results if "_attack_" in task]:
+            del results[task]
+
+    _edit(run / "evaluation" / "vanilla.json", not_asked)
+    text = _report(run)[1]
+    assert "vanilla was not asked, so nobody knows what the form tells: patient level with no identifier" in text
+    assert "No form of the attack with identifiers can be read" in text
+    assert "vanilla was not asked, so nobody knows what the form tells." in text.partition("## Cascade")[0]
+
+
 def _records(selectivity, gap):
     records = Records()
     about = {"n": 8, "studies": 4, "checkpoint": "npo-patient", "file": "f", "method": "npo", "level": "patient"}

@@ -16,6 +16,8 @@ CONTEXTS = ("none", "study", "patient", "institution")
 """Identifiers in an attack's prompt, each with those before it (paper, Table 6)."""
 UNINFORMATIVE_BELOW = 0.5
 """Where the model that knows everything scores less than this on a form of prompt, the form tells nothing."""
+UNINFORMATIVE = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"
+NOT_ASKED = "vanilla was not asked, so nobody knows what the form tells"
 
 
 def comparison_records(run: RunFolder, evaluations: Evaluations, records: Records) -> None:
@@ -110,7 +112,12 @@ def _difference(
     )
 
 
-def is_informative(records: Records, level: str, context: str, metric: str) -> bool:
-    """Whether the model that knows everything answers a form of attack prompt often enough to tell of others by it."""
+def why_uninformative(records: Records, level: str, context: str, metric: str) -> str:
+    """
+    Why a form of attack prompt tells nothing of other models; nothing where the model that knows everything answers it
+    often enough.
+    """
     vanilla = records.find("score", "vanilla", level, ATTACK, context, metric)
-    return vanilla is None or vanilla.value >= UNINFORMATIVE_BELOW
+    if vanilla is None:
+        return NOT_ASKED
+    return "" if vanilla.value >= UNINFORMATIVE_BELOW else UNINFORMATIVE

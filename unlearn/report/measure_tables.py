@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from .comparisons import CONTEXTS, is_informative
+from .comparisons import CONTEXTS, why_uninformative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, model_rows, why_no_score
 from .probes import PROBES
@@ -125,7 +125,6 @@ def verdict_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
 def attack_table(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Table:
     """The attack's scores, exact recovery and leak relative to the retrained model."""
     metric, notes, rows = metrics.generation, Notes(), []
-    greyed = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"
     for model in model_rows(run):
         cells = [head(TITLES[model.method]), head(model.level)]
         for measure, name in (("score", metric), ("score", "exact_match"), ("leak", metric)):
@@ -136,7 +135,8 @@ def attack_table(run: RunFolder, records: Records, metrics: Metrics, judge: str)
                     continue
                 missing = "" if record else why_no_score(run, records, model, (ATTACK, context, name))
                 cell = score_cell(record, missing, notes, sign=measure == "leak")
-                if record and not is_informative(records, model.level, context, metric):
+                greyed = why_uninformative(records, model.level, context, metric)
+                if record and greyed:
                     cell = Cell(**{**vars(cell), "marks": cell.marks + notes.mark(greyed), "tone": "unsure"})
                 cells.append(cell)
         rows.append(cells)
