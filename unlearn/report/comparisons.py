@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..measures.intervals import Interval, bootstrap_difference
 from .evaluations import ATTACK, JUDGED, Answers, Evaluations
@@ -97,12 +98,16 @@ def _difference(
     if one_side and other_side and one_side.rows and other_side.rows:
         values, others = one_side.values(one.metric), other_side.values(one.metric)
         interval = bootstrap_difference(values, one_side.studies, others, other_side.studies)
+        if one_side.name == other_side.name:
+            # The same rows twice: they count once.
+            interval = replace(interval, n=one.n)
     return from_interval(
         interval,
         measure=measure,
         metric=one.metric,
         checkpoint=one.checkpoint,
         file=one.file,
+        other_file=other.file if other.file != one.file else "",
         method=one.method,
         level=one.level,
         split=split,

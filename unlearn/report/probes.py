@@ -65,9 +65,10 @@ def probe_records(run: RunFolder, records: Records) -> None:
             except UserError as error:
                 run.note(f"{_file(run, name)}: {error}")
                 continue
+            other = _file(run, run.model("retrained", level).name)
             for line in found:
                 if _is_shown(line):
-                    records.add(_record(line, method, name, _file(run, name)))
+                    records.add(_record(line, method, name, _file(run, name), other))
 
 
 def _file(run: RunFolder, name: str) -> str:
@@ -91,8 +92,9 @@ def _is_shown(line: dict[str, Any]) -> bool:
     return not is_mean or line["task"] == "all"
 
 
-def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
+def _record(line: dict[str, Any], method: str, name: str, file: str, other: str) -> Record:
     measure, metric = _names(line["measure"])
+    is_compared = measure in ("probe_gap", "forget_quality") or metric == "privacy_leak"
     return Record(
         measure,
         metric,
@@ -100,7 +102,8 @@ def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
         line["n"],
         line["studies"],
         name,
-        file,
+        other if metric == "membership_auc_retrained" else file,
+        other_file=other if is_compared else "",
         method=method,
         level=line["level"],
         split=line["split"] or "",

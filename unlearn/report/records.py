@@ -29,6 +29,8 @@ class Record:
             Name of the model that was asked.
         file (`str`):
             Where the rows are, below the folder of the run; of a difference that of its first side.
+        other_file (`str`):
+            Where those of the second side are, if it has a file of its own.
         method (`str`), level (`str`):
             What made the checkpoint; the level is empty where a number holds for all of them.
         split (`str`):
@@ -54,6 +56,7 @@ class Record:
     studies: int
     checkpoint: str
     file: str
+    other_file: str = ""
     method: str = ""
     level: str = ""
     split: str = ""
