@@ -200,6 +200,9 @@ def test_every_record_says_where_it_comes_from(finished, report):
         assert record.get("other_file") != record["file"]
         if "other_file" in record:
             assert (finished.folder / record["other_file"]).exists()
+        if record["measure"] == "relearning":
+            forgotten = {_study(row) for row in finished.rows[f"{record['level']}_forget"]}
+            assert (record["studies"], record["examples"]) == (len(forgotten), 16 if record["set"] == "all" else 2)
         if record["measure"] in ("gap", "leak"):
             assert record["n"] == len(_lines(finished.folder / record["file"]))
         if record["measure"] == "score":

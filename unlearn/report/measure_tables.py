@@ -230,8 +230,9 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
         found = {record.metric: record for record in of_model if record.set == taught}
         if not found:
             continue
-        images = next(iter(found.values())).studies
-        cells = [head(TITLES[model.method]), head(model.level), Cell(str(images), number=images)]
+        images = next(iter(found.values())).examples
+        shown = Cell("–", marks=notes.mark("not recorded")) if images is None else Cell(str(images), number=images)
+        cells = [head(TITLES[model.method]), head(model.level), shown]
         for metric, scale in (
             ("forget_exact_before", 100),
             ("forget_exact_after", 100),

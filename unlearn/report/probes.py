@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from medforget_dataset.errors import UserError
+from medforget_dataset.hierarchy import LEVELS
 
+from ..grouping import image_key
 from ..measures import read_probe, summary
 from .records import Record, Records
 from .run_folder import RunFolder, is_number
@@ -151,10 +153,17 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
         }
         for metric, value in numbers.items():
             if value is not None:
-                sizes = int(result.get("forget_rows", 0)), int(result.get("examples", 0))
-                of_set = "all" if taught else "some"
-                records.add(Record("relearning", metric, float(value), *sizes, set=of_set, **about))
+                about |= {"set": "all" if taught else "some", "examples": result.get("examples")}
+                sizes = int(result.get("forget_rows", 0)), _forgotten_studies(run, result.get("level") or model.level)
+                records.add(Record("relearning", metric, float(value), *sizes, **about))
     return curves
+
+
+def _forgotten_studies(run: RunFolder, level: str) -> int:
+    """Studies that a level's forget rows are about; 0 where that cannot be known."""
+    if run.data is None or level not in LEVELS:
+        return 0
+    return len({image_key(row_id) for row_id in run.data.forgotten(level)})
 
 
 def _is_relearning(result: dict[str, Any]) -> bool:

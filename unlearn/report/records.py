@@ -47,6 +47,8 @@ class Record:
             Who judged, where somebody did.
         missing (`int`, *optional*, defaults to `0`):
             Rows left out because they have no value: the judge gave no mark, or a probability is NaN.
+        examples (`int`, *optional*):
+            Of relearning: images whose forgotten rows were taught.
     """
 
     measure: str
@@ -67,6 +69,7 @@ class Record:
     version: str | None = None
     judge: str | None = None
     missing: int = 0
+    examples: int | None = None
 
     @property
     def id(self) -> str:
