@@ -345,6 +345,30 @@ def test_without_its_data_the_report_says_so(run):
     assert "not a MedForget dataset" in text and "treat this report as if it were" in text
 
 
+def test_probes_without_their_data_are_not_said_to_be_absent(run):
+    assert "No checkpoint of this run was probed" in _report(run)[1]
+    (run / "medforget").unlink()
+    (run / "probes").mkdir()
+    (run / "probes" / "vanilla.parquet").touch()
+    text = _report(run)[1]
+    assert "Checkpoints were probed, but the run's data cannot be read" in text
+    assert "No checkpoint of this run was probed" not in text
+
+
+def test_a_metric_that_nothing_says_of_has_no_reference_to_notes(run):
+    task = "medforget_patient_forget_cloze"
+    _edit(run / "evaluation" / "npo-patient.json", lambda results: results.pop(task))
+    text = _report(run)[1]
+    assert r"no exact\_match of this in evaluation/npo-patient.json" in text
+    assert "see what could not be used" not in text
+
+
+def test_controls_are_those_that_were_asked(run):
+    text = _report(run)[1]
+    assert "asked every question and shown another patient's image, in per cent" in text
+    assert "shown another patient's image or" not in text
+
+
 def test_answers_are_text_and_not_markup(run):
     path = run / "evaluation" / "vanilla" / "medforget_patient_forget_identity.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

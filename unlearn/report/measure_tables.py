@@ -189,17 +189,17 @@ def probe_table(run: RunFolder, records: Records) -> Table:
         "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over "
         "tokens; extraction strength the share of the answer that the model completes by itself; exact memorisation "
         "the share of tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody "
-        "was trained on: 50 is the goal, and both ends are failures, 100 because members are recognised, 0 because "
-        "they stand out as suppressed. Then shares of forget rows answered exactly: as taught, in other words, from "
-        "another angle, and both; and of retain rows with another patient's image, and with none: what is answered "
-        "there was not seen."
+        "was trained on: as Retrained's, near 50, is the goal, and both ends are failures, 100 because members are "
+        "recognised, 0 because they stand out as suppressed. Then shares of forget rows answered exactly: as taught, "
+        "in other words, from another angle, and both; and of retain rows with another patient's image, and with "
+        "none: what is answered there was not seen."
     )
     titles = [column[6] for column in PROBE_COLUMNS]
     return Table("probes", caption, ["Method", "Level", *titles], rows, [("", 2), *spans], notes)
 
 
 def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
-    """What the vanilla model answers about another patient's image, and without one."""
+    """What the vanilla model answers about what it is shown instead of the image."""
     notes, rows = Notes(), []
     kinds = list(metrics.items())
     controls = {name: words for name, words in CONTROLS.items() if any(r.set == name for r in records.of("control"))}
@@ -214,9 +214,10 @@ def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
             rows.append(cells)
     titles = [_kind_title(kind, metric) for kind, metric in kinds]
     caption = (
-        "Controls: the vanilla model asked every question about the image of another patient, and without an image, "
-        "in per cent. What is answered there was not read from the image: for classification guessing gives 25, and "
-        "generated text shares its phrases with other reports."
+        f"Controls: the vanilla model asked every question and shown {' or '.join(controls.values())}, in per cent. "
+        "What is answered there was not read from the image: for classification guessing gives 25, and generated text "
+        "shares its phrases with other reports. What every model answers without an image, by teacher forcing, is in "
+        "the table of probes under “Retain rows, exact / no image”."
     )
     groups = [("", 2), ("Forget", len(kinds)), ("Retain", len(kinds))]
     return Table("controls", caption, ["Level", "Shown", *titles * 2], rows, groups, notes)

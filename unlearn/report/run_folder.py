@@ -18,7 +18,8 @@ from .dataset import RunData
 
 PAPER_ORDER = tuple(reversed(LEVELS))
 """Levels as in the paper's tables, from the smallest to the largest."""
-CONTROLS = {"wrong-image": "another patient's image", "text-only": "no image"}
+CONTROLS = {"wrong-image": "another patient's image"}
+"""What the vanilla model is shown instead of the image, by the ending of the evaluation's name."""
 
 
 class Model(NamedTuple):

@@ -13,7 +13,7 @@ from .evaluations import ATTACK, Evaluations, main_judge, score_records
 from .examples import choose_examples
 from .figures import Picture
 from .heat_maps import cascade_figure
-from .probes import Curve, probe_records, relearning_results, training_curves
+from .probes import PROBES, Curve, probe_records, relearning_results, training_curves
 from .reading import Metrics, choose_metrics, read
 from .records import Record, Records
 from .run_folder import RunFolder
@@ -95,6 +95,15 @@ class Report:
             return f"Gen is judged by {self.judge}; the paper's judge is DeepSeek-V3."
         return "Nothing was judged: ROUGE-L is shown for Gen."
 
+    @property
+    def _no_probe(self) -> str:
+        """Why a measure of the probes is not there."""
+        if not any((self.run.path / PROBES).glob("*.parquet")):
+            return "No checkpoint of this run was probed; `medforget run --preset reproduce` does."
+        if self.run.data is None:
+            return "Checkpoints were probed, but the run's data cannot be read, which says what was to be forgotten."
+        return "Checkpoints were probed, but not those that this needs, or not so that it can be used."
+
     def _reading(self) -> Section:
         table = measure_tables.verdict_table(self.run, self.records, self.metrics)
         lead = [
@@ -148,7 +157,7 @@ class Report:
             measure_tables.gap_table(self.run, self.records, self.metrics),
             figures.forget_retain_figure(self.run, self.records, self.metrics),
         ]
-        points = [] if self.records.of("forget_quality") else [f"There is no test of forget quality. {_HOW_TO_PROBE}"]
+        points = [] if self.records.of("forget_quality") else [f"There is no test of forget quality. {self._no_probe}"]
         return Section("selectivity", "Selectivity and distance from retraining", lead, blocks, points)
 
     def _by_level(self) -> Section:
@@ -189,7 +198,7 @@ class Report:
             "Cascade: what unlearning a level does to every level",
             lead,
             blocks,
-            [] if blocks else [_HOW_TO_PROBE],
+            [] if blocks else [self._no_probe],
         )
 
     def _shares(self) -> list[Section]:
@@ -225,7 +234,7 @@ class Report:
             blocks.append(measure_tables.probe_table(self.run, self.records))
         if self.records.of("control"):
             blocks.append(measure_tables.control_table(self.run, self.records, self.metrics))
-        points = [] if self.records.of("probe") else [_HOW_TO_PROBE]
+        points = [] if self.records.of("probe") else [self._no_probe]
         return Section("probes", "What is left below the surface, and controls", lead, blocks, points)
 
     def _relearning(self) -> Section:
@@ -282,7 +291,6 @@ class Report:
 
 
 LEXICAL = "the lexical judge (agreement of clinical findings, a proxy)"
-_HOW_TO_PROBE = "No checkpoint of this run was probed; `medforget run --preset reproduce` does."
 
 
 def _section_shares(run: RunFolder, records: Records) -> None:
