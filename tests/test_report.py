@@ -283,6 +283,17 @@ def test_examples_are_the_first_forgotten_rows(finished):
         assert example["answers"][0]["recall"] == "full" and example["answers"][0]["text"] == example["reference"]
 
 
+def test_the_cascade_shows_no_column_without_data(finished, report):
+    text = (finished.folder / "report.md").read_text()
+    assert not [r for r in report["records"] if r["measure"] == "cascade" and r["split"] == "stranger"]
+    for level in finished.levels:
+        caption = text.partition(f"Cascade of unlearning at {level} level: per cent")[2].partition("\n")[0]
+        shown = {r["split"] for r in report["records"] if r["measure"] == "cascade" and r["level"] == level}
+        for name in ("forgotten, should", "above, an", "sibling, beside", "stranger, neither", "unseen, of"):
+            assert (name in caption) == (name.partition(",")[0] in shown), name
+        assert "every retained node is a sibling of a forgotten one" in caption
+
+
 def test_recall_by_the_words_of_the_paper_s_figure():
     assert recall("Elm Medical Foundation.", "Elm Medical Foundation") == "full"
     assert recall("study_chest_xray_031", "study_chest_xray_021") == "partly"

@@ -191,7 +191,8 @@ class Report:
             "beside, the details below.",
             "Each number is the share of questions about one level that are still answered exactly.",
         ]
-        levels = [level for level in self.run.levels if any(r.level == level for r in self.records.of("cascade"))]
+        asked = {record.level for record in self.records.of("cascade") if record.metric == "exact"}
+        levels = [level for level in self.run.levels if level in asked]
         blocks: list[Table | Picture] = [cascade_figure(self.run, self.records, level) for level in levels]
         return Section(
             "cascade",
