@@ -128,6 +128,15 @@ def _other_version(run):
     return "npo-patient.json: 22 results are of another version of the tasks", set()
 
 
+def _version_of_nobody(run):
+    def newer(results):
+        for result in results.values():
+            result["version"] = 9.9
+
+    _edit(run / "evaluation" / "npo-patient.json", newer)
+    return "npo-patient.json: 22 results are of another version of the tasks", set()
+
+
 def _damaged(run):
     (run / "evaluation" / "npo-patient.json").write_text('{"medforget_')
     return "evaluation/npo-patient.json: damaged", set()
@@ -242,7 +251,7 @@ def _seconds_are_text(run):
 
 
 DAMAGES = [
-    _other_tasks, _other_version, _damaged, _cut_short, _other_means, _other_data, _stranger, _rows_are_no_number,
+    _other_tasks, _other_version, _version_of_nobody, _damaged, _cut_short, _other_means, _other_data, _stranger, _rows_are_no_number,
     _rows_are_null, _judges_are_a_list, _scores_are_text, _rows_without_question, _rows_without_response,
     _relearning_of_numbers, _relearning_without_rows, _relearning_nan, _log_of_words, _log_nan, _unknown_method,
     _seconds_are_text,

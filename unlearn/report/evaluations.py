@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness_tasks.generate import VERSION
 from medforget_dataset.hierarchy import LEVELS
 
 from ..grouping import image_key
@@ -171,12 +172,13 @@ class Evaluations:
         return None
 
     def _drop_other_versions(self) -> None:
-        newest: dict[str, tuple] = defaultdict(tuple)
+        counts: dict[str, Counter[str | None]] = defaultdict(Counter)
         for tasks in self.by_name.values():
             for task, answers in tasks.items():
-                newest[task] = max(newest[task], _version_key(answers.version))
+                counts[task][answers.version] += 1
+        right = {task: _version_to_show(of_task) for task, of_task in counts.items()}
         for name, tasks in self.by_name.items():
-            old = [task for task, answers in tasks.items() if _version_key(answers.version) != newest[task]]
+            old = [task for task, answers in tasks.items() if answers.version != right[task]]
             if old:
                 version = tasks[old[0]].version or "not recorded"
                 self.run.note(
@@ -201,8 +203,10 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _version_key(version: str | None) -> tuple:
-    return tuple(int(part) if part.isdigit() else -1 for part in version.split(".")) if version else ()
+def _version_to_show(counts: Counter[str | None]) -> str | None:
+    """The version of the tasks that are installed, or, where no result has it, that of most results."""
+    own = str(VERSION)
+    return own if own in counts else counts.most_common(1)[0][0]
 
 
 def score_records(run: RunFolder, evaluations: Evaluations, records: Records) -> None:
