@@ -372,6 +372,15 @@ def test_a_metric_that_nothing_says_of_has_no_reference_to_notes(run):
     assert "see what could not be used" not in text
 
 
+def test_flat_is_explained_only_where_it_is_shown(run):
+    assert "“Flat”" not in _report(run)[1]
+    evaluation = run / "evaluation"
+    shutil.copy(evaluation / "npo-patient.json", evaluation / "npo-patient-flat.json")
+    shutil.copytree(evaluation / "npo-patient", evaluation / "npo-patient-flat")
+    text = _report(run)[1]
+    assert "“Flat”: the method" in text and "NPO, flat" in text
+
+
 def test_controls_are_those_that_were_asked(run):
     text = _report(run)[1]
     assert "asked every question and shown another patient's image, in per cent" in text
