@@ -252,9 +252,9 @@ def _seconds_are_text(run):
 
 DAMAGES = [
     _other_tasks, _other_version, _version_of_nobody, _damaged, _cut_short, _other_means, _other_data, _stranger,
-    _rows_are_no_number, _rows_are_null, _judges_are_a_list, _scores_are_text, _rows_without_question, _rows_without_response,
-    _relearning_of_numbers, _relearning_without_rows, _relearning_nan, _log_of_words, _log_nan, _unknown_method,
-    _seconds_are_text,
+    _rows_are_no_number, _rows_are_null, _judges_are_a_list, _scores_are_text, _rows_without_question,
+    _rows_without_response, _relearning_of_numbers, _relearning_without_rows, _relearning_nan, _log_of_words,
+    _log_nan, _unknown_method, _seconds_are_text,
 ]  # fmt: skip
 
 
