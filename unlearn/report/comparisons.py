@@ -19,6 +19,7 @@ UNINFORMATIVE_BELOW = 0.5
 """Where the model that knows everything scores less than this on a form of prompt, the form tells nothing."""
 UNINFORMATIVE = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"
 NOT_ASKED = "vanilla was not asked, so nobody knows what the form tells"
+NOT_SHOWN = "vanilla's own score is left out, so nobody knows what the form tells"
 
 
 def comparison_records(run: RunFolder, evaluations: Evaluations, records: Records) -> None:
@@ -124,5 +125,6 @@ def why_uninformative(records: Records, level: str, context: str, metric: str) -
     """
     vanilla = records.find("score", "vanilla", level, ATTACK, context, metric)
     if vanilla is None:
-        return NOT_ASKED
+        is_asked = records.hole("score", "vanilla", level, ATTACK, context, metric) is not None
+        return NOT_SHOWN if is_asked else NOT_ASKED
     return "" if vanilla.value >= UNINFORMATIVE_BELOW else UNINFORMATIVE

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..methods import METHODS
 from . import paper
-from .comparisons import CONTEXTS, NOT_ASKED, UNINFORMATIVE, why_uninformative
+from .comparisons import CONTEXTS, NOT_ASKED, NOT_SHOWN, UNINFORMATIVE, why_uninformative
 from .evaluations import ATTACK
 from .records import Record, Records, mean
 from .run_folder import RunFolder
@@ -196,7 +196,8 @@ def _attack(run: RunFolder, records: Records, metrics: Metrics) -> list[str]:
     lines = []
     for why, words in (
         (UNINFORMATIVE, "The attack is uninformative where the vanilla model itself scores under 50 %"),
-        (NOT_ASKED, "In the attack vanilla was not asked, so nobody knows what the form tells"),
+        (NOT_ASKED, f"In the attack {NOT_ASKED}"),
+        (NOT_SHOWN, f"In the attack {NOT_SHOWN}"),
     ):
         of_reason = [
             f"{level} level with {_context(context)}" for (level, context) in asked if reasons[level, context] == why

@@ -66,7 +66,7 @@ class RunFolder:
                     f"run.json: method {method!r} is not one of this version; left out. Use the version it is of"
                 )
         self.seconds = {stage: duration for stage, duration in seconds.items() if is_number(duration)}
-        for stage in seconds.keys() - self.seconds.keys():
+        for stage in sorted(seconds.keys() - self.seconds.keys()):
             file = self.file(".stages", f"{stage}.json")
             self.note(f"{file}: its seconds are no number; remove it and run `medforget run` again")
 
