@@ -58,8 +58,7 @@ class FinishedRun:
             self.evaluate(name, method, own)
             if probed:
                 self.probe(name, method, own[0])
-        for control in ("wrong-image", "text-only"):
-            self.evaluate(f"vanilla-{control}", "retrained", levels, splits=("forget", "retain"))
+        self.evaluate("vanilla-wrong-image", "retrained", levels, splits=("forget", "retain"))
         self.write_stages()
 
     def models(self):

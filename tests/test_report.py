@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from report_runs import FinishedRun
 
 from medforget_dataset.hierarchy import LEVELS
@@ -65,6 +66,16 @@ def _naive(run, record):
         return mean(record["checkpoint"], split)
     if measure == "selectivity":
         return mean(record["checkpoint"], "retain") - mean(record["checkpoint"], "forget")
+    if measure == "cascade":
+        return _naive_cascade(run, record)
+    if measure == "membership":
+        return _naive_membership(run, record)
+    if measure == "forget_quality":
+        sides = [_forget_probabilities(run, name, record) for name in (record["checkpoint"], f"retrained-{level}")]
+        test = scipy.stats.ks_2samp(*sides)
+        return test.pvalue if record["metric"] == "ks_p_value" else test.statistic
+    if measure == "relearning":
+        return _naive_relearning(run, record)
     assert measure in ("gap", "leak")
     return mean(record["checkpoint"], split) - mean(f"retrained-{level}", split)
 
@@ -89,14 +100,70 @@ def _probe_mean(run, checkpoint, record):
     return total / count
 
 
+def _probe_rows(run, checkpoint, level):
+    config = pq.read_table(run.folder / "medforget" / parquet_path(f"{level}_forget", "train"))
+    forgotten = set(config["id"].to_pylist())
+    rows = pq.read_table(run.folder / "probes" / f"{checkpoint}.parquet").to_pylist()
+    return [row for row in rows if row["set"] in ("finetune", "unseen")], forgotten
+
+
+def _forget_probabilities(run, checkpoint, record):
+    rows, forgotten = _probe_rows(run, checkpoint, record["level"])
+    of_set = [row for row in rows if row["set"] == "finetune" and row["id"] in forgotten]
+    of_kind = [row for row in of_set if record["task"] in ("all", row["task"])]
+    return [math.exp(row["log_prob"] / row["tokens"]) for row in of_kind]
+
+
+def _naive_cascade(run, record):
+    """Of the relations that need no walk through the hierarchy: forgotten, and unseen."""
+    rows, forgotten = _probe_rows(run, record["checkpoint"], record["level"])
+    if record["split"] == "forgotten":
+        cell = [row for row in rows if row["set"] == "finetune" and row["id"] in forgotten]
+    else:
+        cell = [row for row in rows if row["set"] == "unseen"]
+    cell = [row for row in cell if row["level"] == record["task"]]
+    exact = record["metric"] == "exact"
+    return sum(row["exact"] if exact else math.exp(row["log_prob"] / row["tokens"]) for row in cell) / len(cell)
+
+
+def _naive_membership(run, record):
+    def auc(checkpoint):
+        rows, forgotten = _probe_rows(run, checkpoint, record["level"])
+        scores = {"finetune": [], "unseen": []}
+        for row in rows:
+            if row["task"] == record["task"] and (row["set"] == "unseen" or row["id"] in forgotten):
+                lowest = sorted(row["token_log_probs"])[: max(1, int(0.4 * row["tokens"]))]
+                scores[row["set"]].append(sum(lowest) / len(lowest))
+        pairs = [(own, other) for own in scores["finetune"] for other in scores["unseen"]]
+        return sum((own > other) + (own == other) / 2 for own, other in pairs) / len(pairs)
+
+    own = auc(record["checkpoint"])
+    if record["metric"] == "membership_auc":
+        return own
+    retrained = auc(f"retrained-{record['level']}")
+    return retrained if record["metric"] == "membership_auc_retrained" else 100 * (retrained - own) / (1 - retrained)
+
+
+def _naive_relearning(run, record):
+    ending = "-all" if record["set"] == "all" else ""
+    result = json.loads((run.folder / "relearning" / f"{record['checkpoint']}{ending}.json").read_text())
+    return {
+        "rows_to_recovery": lambda: result["recovered_after"]["rows"],
+        "rows_per_minute": lambda: result["rows_per_minute"],
+        "forget_exact_before": lambda: result["curve"][0]["forget_exact"],
+        "forget_exact_after": lambda: result["curve"][-1]["forget_exact"],
+    }[record["metric"]]()
+
+
 def test_a_sample_of_records_is_what_the_files_give(finished, report):
     by_measure = defaultdict(list)
     for record in report["records"]:
-        by_measure[record["measure"]].append(record)
+        if record["measure"] != "cascade" or record["split"] in ("forgotten", "unseen"):
+            by_measure[record["measure"]].append(record)
     draw = random.Random(0)
     for measure, size in {
         "score": 25, "control": 6, "selectivity": 10, "gap": 12, "leak": 6, "section_share": 3, "probe": 5,
-        "probe_gap": 3, "probe_selectivity": 3,
+        "probe_gap": 3, "probe_selectivity": 3, "cascade": 3, "membership": 4, "forget_quality": 4, "relearning": 8,
     }.items():  # fmt: skip
         for record in draw.sample(by_measure[measure], size):
             assert record["value"] == pytest.approx(_naive(finished, record), abs=1e-9), record["id"]
@@ -128,6 +195,16 @@ def test_every_record_says_where_it_comes_from(finished, report):
     for record in report["records"]:
         assert (finished.folder / record["file"]).exists(), record["file"]
         assert record["n"] > 0 and record["studies"] > 0
+        differs = record["measure"] in ("gap", "leak", "selectivity", "probe_gap", "forget_quality")
+        assert ("other_file" in record) == (differs or record["metric"] == "privacy_leak")
+        assert record.get("other_file") != record["file"]
+        if "other_file" in record:
+            assert (finished.folder / record["other_file"]).exists()
+        if record["measure"] == "relearning":
+            forgotten = {_study(row) for row in finished.rows[f"{record['level']}_forget"]}
+            assert (record["studies"], record["examples"]) == (len(forgotten), 16 if record["set"] == "all" else 2)
+        if record["measure"] in ("gap", "leak"):
+            assert record["n"] == len(_lines(finished.folder / record["file"]))
         if record["measure"] == "score":
             assert record["version"] == "1.1"
             assert record.get("judge") == ("lexical" if record["metric"] in ("gen_score", "factuality") else None)
@@ -204,6 +281,17 @@ def test_examples_are_the_first_forgotten_rows(finished):
         assert example["id"] == next(i for i in forgotten[example["level"]] if i.endswith(f"/{ending}"))
         assert [answer["title"] for answer in example["answers"]] == ["Vanilla", "Retrained", "NPO", "MANU"]
         assert example["answers"][0]["recall"] == "full" and example["answers"][0]["text"] == example["reference"]
+
+
+def test_the_cascade_shows_no_column_without_data(finished, report):
+    text = (finished.folder / "report.md").read_text()
+    assert not [r for r in report["records"] if r["measure"] == "cascade" and r["split"] == "stranger"]
+    for level in finished.levels:
+        caption = text.partition(f"Cascade of unlearning at {level} level: per cent")[2].partition("\n")[0]
+        shown = {r["split"] for r in report["records"] if r["measure"] == "cascade" and r["level"] == level}
+        for name in ("forgotten, should", "above, an", "sibling, beside", "stranger, neither", "unseen, of"):
+            assert (name in caption) == (name.partition(",")[0] in shown), name
+        assert "every retained node is a sibling of a forgotten one" in caption
 
 
 def test_recall_by_the_words_of_the_paper_s_figure():

@@ -1,11 +1,15 @@
 """What is missing, damaged, of another version or restricted: a line each, and the rest of the report intact."""
 
+import copy
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from report_runs import FinishedRun
 
+from medforget_dataset.errors import UserError
 from unlearn.pipeline import write_run_report
 from unlearn.report.reading import Metrics, verdict
 from unlearn.report.records import Record, Records
@@ -124,6 +128,15 @@ def _other_version(run):
     return "npo-patient.json: 22 results are of another version of the tasks", set()
 
 
+def _version_of_nobody(run):
+    def newer(results):
+        for result in results.values():
+            result["version"] = 9.9
+
+    _edit(run / "evaluation" / "npo-patient.json", newer)
+    return "npo-patient.json: 22 results are of another version of the tasks", set()
+
+
 def _damaged(run):
     (run / "evaluation" / "npo-patient.json").write_text('{"medforget_')
     return "evaluation/npo-patient.json: damaged", set()
@@ -152,15 +165,145 @@ def _stranger(run):
     return "evaluation/simnpo-study.json: not of a checkpoint of this run", {"npo"}
 
 
-@pytest.mark.parametrize(
-    "breaks", [_other_tasks, _other_version, _damaged, _cut_short, _other_means, _other_data, _stranger]
-)
+def _result(run, **fields):
+    results = run / "evaluation" / "npo-patient.json"
+    _edit(results, lambda content: content["medforget_patient_forget_generation"].update(fields))
+
+
+def _rows_are_no_number(run):
+    _result(run, n="many")
+    return 'npo-patient.json: n is "many" and no number of rows', {"npo"}
+
+
+def _rows_are_null(run):
+    _result(run, n=None)
+    return "npo-patient.json: n is null and no number of rows", {"npo"}
+
+
+def _judges_are_a_list(run):
+    _result(run, judge=["lexical"])
+    return 'npo-patient.json: judge is ["lexical"] and no name', {"npo"}
+
+
+def _edit_answers(run, change, kind="generation"):
+    path = run / "evaluation" / "npo-patient" / f"medforget_patient_forget_{kind}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        change(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _scores_are_text(run):
+    _edit_answers(run, lambda line: line.update(exact_match="yes"))
+    return "forget_generation.jsonl: exact_match of a row is 'yes', which is no number", {"npo"}
+
+
+def _rows_without_question(run):
+    _edit_answers(run, lambda line: line.pop("question"))
+    return "forget_generation.jsonl: holds lines without one of id, question, answer, response", {"npo"}
+
+
+def _rows_without_response(run):
+    _edit_answers(run, lambda line: line.pop("response"), "identity")
+    return "forget_identity.jsonl: holds lines without one of id, question, answer, response", {"npo"}
+
+
+def _relearned(run, content):
+    (run / "relearning").mkdir()
+    (run / "relearning" / "npo-patient.json").write_text(json.dumps(content))
+
+
+def _relearning_of_numbers(run):
+    _relearned(run, {"curve": [1, 2], "recovered_after": 5})
+    return "relearning/npo-patient.json: not what relearning writes", {"npo"}
+
+
+def _relearning_without_rows(run):
+    _relearned(run, {"curve": [{"forget_exact": 0.5}]})
+    return "relearning/npo-patient.json: not what relearning writes", {"npo"}
+
+
+def _relearning_nan(run):
+    points = [{"rows": rows, "forget_exact": 0.5, "retain_exact": 1.0} for rows in range(4)]
+    points[1]["forget_exact"] = float("nan")
+    _relearned(run, {"curve": points, "rows_per_minute": float("inf"), "forget_rows": 4, "examples": 2})
+    return "relearning/npo-patient.json: 1 of 4 points of forget_exact are not finite numbers", {"npo"}
+
+
+def _log_of_words(run):
+    _edit(run / "npo-patient" / "medforget.json", lambda info: info.update(log=["x"]))
+    return "npo-patient/medforget.json: its log is not what training writes", {"npo"}
+
+
+def _log_nan(run):
+    _edit(run / "npo-patient" / "medforget.json", lambda info: info["log"][-1].update(forget_loss=float("nan")))
+    return "npo-patient/medforget.json: 1 of 8 points of forget_loss are not finite numbers", {"npo"}
+
+
+def _unknown_method(run):
+    _edit(run / "run.json", lambda settings: settings["plan"]["methods"].append("forget_me_not"))
+    return "run.json: method 'forget_me_not' is not one of this version", {"npo"}
+
+
+def _seconds_are_text(run):
+    _edit(run / ".stages" / "vanilla.json", lambda stage: stage.update(seconds="x"))
+    return ".stages/vanilla.json: its seconds are no number", {"npo"}
+
+
+DAMAGES = [
+    _other_tasks, _other_version, _version_of_nobody, _damaged, _cut_short, _other_means, _other_data, _stranger,
+    _rows_are_no_number, _rows_are_null, _judges_are_a_list, _scores_are_text, _rows_without_question,
+    _rows_without_response, _relearning_of_numbers, _relearning_without_rows, _relearning_nan, _log_of_words,
+    _log_nan, _unknown_method, _seconds_are_text,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("breaks", DAMAGES)
 def test_what_cannot_be_used_is_a_line_and_the_rest_is_there(run, breaks):
     line, there = breaks(run)
     report, text = _report(run)
     assert len(report["notes"]) == 1 and line in report["notes"][0]
     assert "What could not be used" in text and report["notes"][0] in text
     assert _methods(report) == {"vanilla", "retrained"} | there
+
+
+@pytest.mark.parametrize("plan", [None, [], {"levels": ["patient"]}, {"levels": [], "methods": ["npo"]}])
+def test_a_run_without_a_plan_is_refused_in_a_line(run, plan):
+    _edit(run / "run.json", lambda settings: settings.update(plan=plan))
+    with pytest.raises(UserError, match=r"run\.json: has no plan with levels and methods"):
+        write_run_report(run)
+
+
+def test_probabilities_that_are_nan_are_counted_and_named(small, run):
+    own = copy.copy(small)
+    own.folder, own.stages = run, dict(small.stages)
+    for method in ("retrained", "npo"):
+        own.probe(f"{method}-patient", method, "patient")
+    path = run / "probes" / "npo-patient.parquet"
+    rows = pq.read_table(path).to_pylist()
+    asked = [
+        row for row in rows if row["set"] == "finetune" and row["id"] in {r["id"] for r in own.rows["patient_forget"]}
+    ]
+    asked[0]["log_prob"] = float("nan")
+    for row in rows:
+        if row["set"] == "rephrase_wording":
+            row["log_prob"] = float("nan")
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    report, text = _report(run)
+    records = {record["id"]: record for record in report["records"]}
+    about = "npo-patient/patient/finetune/forget/all/answer_probability"
+    for measure, missing in (("probe", 1), ("probe_gap", 1)):
+        assert (records[f"{measure}/{about}"]["n"], records[f"{measure}/{about}"]["missing"]) == (
+            len(asked) - 1,
+            missing,
+        )
+    kind = {0: "generation", 1: "cloze", 2: "classification"}.get(asked[0]["task"], asked[0]["task"])
+    quality = records[f"forget_quality/npo-patient/patient/finetune/forget/{kind}/ks_p_value"]
+    assert quality["missing"] == 1 and 0 <= quality["value"] <= 1
+    assert f"1 of {len(asked)} values missing" in text
+    why = "answer_probability is nan in probes/npo-patient.parquet"
+    holes = [(hole["set"], hole["why"]) for hole in report["missing"] if hole["measure"] == "probe"]
+    assert holes == [("rephrase_wording", why)]
 
 
 def test_judges_are_never_mixed(run):
@@ -211,6 +354,39 @@ def test_without_its_data_the_report_says_so(run):
     assert "not a MedForget dataset" in text and "treat this report as if it were" in text
 
 
+def test_probes_without_their_data_are_not_said_to_be_absent(run):
+    assert "No checkpoint of this run was probed" in _report(run)[1]
+    (run / "medforget").unlink()
+    (run / "probes").mkdir()
+    (run / "probes" / "vanilla.parquet").touch()
+    text = _report(run)[1]
+    assert "Checkpoints were probed, but the run's data cannot be read" in text
+    assert "No checkpoint of this run was probed" not in text
+
+
+def test_a_metric_that_nothing_says_of_has_no_reference_to_notes(run):
+    task = "medforget_patient_forget_cloze"
+    _edit(run / "evaluation" / "npo-patient.json", lambda results: results.pop(task))
+    text = _report(run)[1]
+    assert r"no exact\_match of this in evaluation/npo-patient.json" in text
+    assert "see what could not be used" not in text
+
+
+def test_flat_is_explained_only_where_it_is_shown(run):
+    assert "“Flat”" not in _report(run)[1]
+    evaluation = run / "evaluation"
+    shutil.copy(evaluation / "npo-patient.json", evaluation / "npo-patient-flat.json")
+    shutil.copytree(evaluation / "npo-patient", evaluation / "npo-patient-flat")
+    text = _report(run)[1]
+    assert "“Flat”: the method" in text and "NPO, flat" in text
+
+
+def test_controls_are_those_that_were_asked(run):
+    text = _report(run)[1]
+    assert "asked every question and shown another patient's image, in per cent" in text
+    assert "shown another patient's image or" not in text
+
+
 def test_answers_are_text_and_not_markup(run):
     path = run / "evaluation" / "vanilla" / "medforget_patient_forget_identity.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -225,6 +401,18 @@ def test_answers_are_text_and_not_markup(run):
 def test_an_attack_that_vanilla_does_not_answer_is_uninformative(run):
     text = _report(run)[1]
     assert "uninformative where the vanilla model itself scores under 50 %: patient level with the study's" in text
+
+
+def test_an_attack_that_vanilla_was_not_asked_tells_nothing(run):
+    def not_asked(results):
+        for task in [task for task in results if "_attack_" in task]:
+            del results[task]
+
+    _edit(run / "evaluation" / "vanilla.json", not_asked)
+    text = _report(run)[1]
+    assert "vanilla was not asked, so nobody knows what the form tells: patient level with no identifier" in text
+    assert "No form of the attack with identifiers can be read" in text
+    assert "vanilla was not asked, so nobody knows what the form tells." in text.partition("## Cascade")[0]
 
 
 def _records(selectivity, gap):

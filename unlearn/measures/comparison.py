@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ks_2samp
 
-from .intervals import Interval, percentiles, study_draws
+from .intervals import Interval, percentiles, present, study_draws
 
 
 MEMBERSHIP_TASKS = ("generation", "cloze")
@@ -52,9 +52,9 @@ def forget_quality(own: Sequence[float] | np.ndarray, retrained: Sequence[float]
             The same under the retrained model.
 
     Returns:
-        [`KSResult`]: NaN where a sample is empty.
+        [`KSResult`]: NaN where a sample is empty; values that are NaN are left out.
     """
-    samples = [np.asarray(sample, dtype=float) for sample in (own, retrained)]
+    samples = [sample[~np.isnan(sample)] for sample in (np.asarray(own, float), np.asarray(retrained, float))]
     if not all(map(len, samples)):
         return KSResult(math.nan, math.nan)
     result = ks_2samp(*samples)
@@ -101,20 +101,21 @@ def bootstrap_auc(
         others (`Sequence[float]`), other_studies (`Sequence[str]`):
             The same of rows that no model was trained on. A study of the same name is another one.
         draws (`int`), seed (`int`), confidence (`float`), *optional*:
-            As in [`~unlearn.measures.intervals.bootstrap_mean`].
+            As in [`~unlearn.measures.intervals.bootstrap_mean`], which also leaves out values that are missing.
     """
-    own, rest = np.asarray(members, dtype=float), np.asarray(others, dtype=float)
-    names, codes = np.unique(np.asarray(member_studies), return_inverse=True)
-    other_names, other_codes = np.unique(np.asarray(other_studies), return_inverse=True)
-    n, studies = len(own) + len(rest), len(names) + len(other_names)
+    own, of_own, own_missing = present(members, member_studies)
+    rest, of_rest, rest_missing = present(others, other_studies)
+    names, codes = np.unique(of_own, return_inverse=True)
+    other_names, other_codes = np.unique(of_rest, return_inverse=True)
+    n, studies, missing = len(own) + len(rest), len(names) + len(other_names), own_missing + rest_missing
     if not len(own) or not len(rest):
-        return Interval(math.nan, math.nan, math.nan, n, studies)
+        return Interval(math.nan, math.nan, math.nan, n, studies, missing)
     wins = _wins(own, codes, rest, other_codes)  # (S, T)
     times, other_times = study_draws(len(names), draws, seed), study_draws(len(other_names), draws, seed + 1)
     pairs = (times @ np.bincount(codes)) * (other_times @ np.bincount(other_codes))  # (draws,)
     resampled = ((times @ wins) * other_times).sum(1) / pairs
     low, high = percentiles(resampled, confidence, min(len(names), len(other_names)))
-    return Interval(float(wins.sum() / len(own) / len(rest)), low, high, n, studies)
+    return Interval(float(wins.sum() / len(own) / len(rest)), low, high, n, studies, missing)
 
 
 def _wins(own: np.ndarray, codes: np.ndarray, rest: np.ndarray, other_codes: np.ndarray) -> np.ndarray:

@@ -91,12 +91,14 @@ def min_k(token_log_probs: Rows, k: float = 0.4) -> np.ndarray:
             `configs/eval/tofu_metrics/mia_min_k.yaml`.
 
     Returns:
-        `np.ndarray` of shape `(R,)`, nats: Larger for what is more likely a member; NaN for a row without tokens.
+        `np.ndarray` of shape `(R,)`, nats: Larger for what is more likely a member; NaN for a row without tokens, or
+        with a token that is NaN.
     """
     return np.array([_mean_of_lowest(np.asarray(row, dtype=float), k) for row in token_log_probs], dtype=float)
 
 
 def _mean_of_lowest(row: np.ndarray, k: float) -> float:
-    if not len(row):
+    # Sorting puts NaN last, where it would not be among the lowest.
+    if not len(row) or np.isnan(row).any():
         return math.nan
     return float(np.sort(row)[: max(1, int(len(row) * k))].mean())

@@ -66,7 +66,7 @@ def bootstrap_mean(
         confidence (`float`, *optional*, defaults to `0.95`):
             Share of intervals that are to hold the true mean.
     """
-    numbers, of, missing = _present(values, studies)
+    numbers, of, missing = present(values, studies)
     names, codes = np.unique(of, return_inverse=True)
     if not len(numbers):
         return Interval(NAN, NAN, NAN, 0, 0, missing)
@@ -100,8 +100,8 @@ def bootstrap_difference(
         draws (`int`), seed (`int`), confidence (`float`), *optional*:
             As in [`bootstrap_mean`]. Draws without a row on one of the sides are left out.
     """
-    numbers, of, missing = _present(values, studies)
-    others, of_others, others_missing = _present(other_values, other_studies)
+    numbers, of, missing = present(values, studies)
+    others, of_others, others_missing = present(other_values, other_studies)
     names, codes = np.unique(np.concatenate([of, of_others]), return_inverse=True)
     rows, gone = len(numbers) + len(others), missing + others_missing
     if not len(numbers) or not len(others):
@@ -150,7 +150,7 @@ def percentiles(statistics: np.ndarray, confidence: float, studies: int) -> tupl
     return float(low), float(high)
 
 
-def _present(values: Numbers, studies: Numbers) -> tuple[np.ndarray, np.ndarray, int]:
+def present(values: Numbers, studies: Numbers) -> tuple[np.ndarray, np.ndarray, int]:
     """Values that are there, their studies, and how many are not. `None` becomes NaN."""
     numbers, names = np.array(values, dtype=float), np.asarray(studies)
     if numbers.shape != names.shape:

@@ -22,7 +22,20 @@ from .probe import SETS, read_probe
 
 ROW_MEASURES = ("exact", "answer_probability", "extraction_strength", "exact_memorisation")
 """Measures that every row has by itself."""
-FIELDS = ("measure", "set", "split", "task", "level", "level_probed", "value", "low", "high", "n", "studies")
+FIELDS = (
+    "measure",
+    "set",
+    "split",
+    "task",
+    "level",
+    "level_probed",
+    "value",
+    "low",
+    "high",
+    "n",
+    "studies",
+    "missing",
+)
 ALL = "all"
 
 
@@ -63,7 +76,8 @@ def summary(
         - `cascade_exact`, `cascade_answer_probability`: `split` is then the relation, and `level_probed` the level of
           the questions.
 
-        What does not apply or is not known is `None`: the bounds of a test, the interval from one study.
+        `missing` counts rows whose value is NaN: they are left out. What does not apply or is not known is `None`: the
+        bounds of a test, the interval from one study, the value where no row has one.
 
     Raises:
         UserError: Unknown level, a file that is no probe, or a probe of another dataset.
@@ -153,7 +167,7 @@ def _gaps(rows: pd.DataFrame, reference: pd.DataFrame, resample: dict[str, Any])
             for measure in ROW_MEASURES:
                 # The same rows twice: they count once.
                 gap = _difference(f"gap_{measure}", measure, cell, other, resample, **where)
-                yield gap | {"n": len(cell)}
+                yield gap | {"n": int(cell[measure].notna().sum())}
 
 
 def _difference(
@@ -169,7 +183,8 @@ def _forget_quality(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[dic
         other = others.get(tuple(where.values()))
         if where["set"] == "finetune" and where["split"] == "forget" and other is not None:
             result = forget_quality(cell["answer_probability"], other["answer_probability"])
-            size = {"n": len(cell), "studies": cell["study"].nunique()}
+            known = cell[cell["answer_probability"].notna()]
+            size = {"n": len(known), "studies": known["study"].nunique(), "missing": len(cell) - len(known)}
             yield {**where, **size, "measure": "ks_statistic", "value": result.statistic}
             yield {**where, **size, "measure": "ks_p_value", "value": result.p_value}
 
@@ -186,7 +201,8 @@ def _membership(
         if reference is not None and (other := _membership_auc(reference, task, resample)) is not None:
             yield _record("membership_auc_retrained", other, **where)
             leak = privacy_leak(own.value, other.value)
-            yield {**where, "measure": "privacy_leak", "value": leak, "n": own.n, "studies": own.studies}
+            size = {"n": own.n, "studies": own.studies, "missing": own.missing}
+            yield {**where, **size, "measure": "privacy_leak", "value": leak}
 
 
 def _membership_auc(rows: pd.DataFrame, task: str, resample: dict[str, Any]) -> Interval | None:

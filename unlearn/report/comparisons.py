@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..measures.intervals import Interval, bootstrap_difference
 from .evaluations import ATTACK, JUDGED, Answers, Evaluations
@@ -16,6 +17,9 @@ CONTEXTS = ("none", "study", "patient", "institution")
 """Identifiers in an attack's prompt, each with those before it (paper, Table 6)."""
 UNINFORMATIVE_BELOW = 0.5
 """Where the model that knows everything scores less than this on a form of prompt, the form tells nothing."""
+UNINFORMATIVE = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"
+NOT_ASKED = "vanilla was not asked, so nobody knows what the form tells"
+NOT_SHOWN = "vanilla's own score is left out, so nobody knows what the form tells"
 
 
 def comparison_records(run: RunFolder, evaluations: Evaluations, records: Records) -> None:
@@ -95,12 +99,16 @@ def _difference(
     if one_side and other_side and one_side.rows and other_side.rows:
         values, others = one_side.values(one.metric), other_side.values(one.metric)
         interval = bootstrap_difference(values, one_side.studies, others, other_side.studies)
+        if one_side.name == other_side.name:
+            # The same rows twice: they count once.
+            interval = replace(interval, n=one.n)
     return from_interval(
         interval,
         measure=measure,
         metric=one.metric,
         checkpoint=one.checkpoint,
         file=one.file,
+        other_file=other.file if other.file != one.file else "",
         method=one.method,
         level=one.level,
         split=split,
@@ -110,7 +118,13 @@ def _difference(
     )
 
 
-def is_informative(records: Records, level: str, context: str, metric: str) -> bool:
-    """Whether the model that knows everything answers a form of attack prompt often enough to tell of others by it."""
+def why_uninformative(records: Records, level: str, context: str, metric: str) -> str:
+    """
+    Why a form of attack prompt tells nothing of other models; nothing where the model that knows everything answers it
+    often enough.
+    """
     vanilla = records.find("score", "vanilla", level, ATTACK, context, metric)
-    return vanilla is None or vanilla.value >= UNINFORMATIVE_BELOW
+    if vanilla is None:
+        is_asked = records.hole("score", "vanilla", level, ATTACK, context, metric) is not None
+        return NOT_SHOWN if is_asked else NOT_ASKED
+    return "" if vanilla.value >= UNINFORMATIVE_BELOW else UNINFORMATIVE

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness_tasks.generate import VERSION
 from medforget_dataset.hierarchy import LEVELS
 
 from ..grouping import image_key
@@ -24,6 +25,7 @@ TASK_NAME = re.compile(
     rf"medforget_(?:(?P<level>{'|'.join(LEVELS)})_(?P<split>forget|retain|rephrase|{ATTACK})|general_med)_(?P<kind>\w+)"
 )
 JUDGED = ("factuality", "gen_score")
+ROW_TEXTS = ("id", "question", "answer", "response")
 TOLERANCE = 1e-6
 
 
@@ -101,6 +103,11 @@ class Evaluations:
             if match is None or not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
                 foreign.append(task)
                 continue
+            wrong = _wrong_field(result)
+            if wrong:
+                file = self.run.file(EVALUATION, f"{name}.json")
+                self.run.note(f"{file}: {wrong} of {task}; left out. Run `medforget run` again")
+                continue
             read = self._answers(name, task, match, result)
             if read is not None:
                 answers[task] = read
@@ -120,7 +127,7 @@ class Evaluations:
             match["kind"],
             rows_file if rows else self.run.file(EVALUATION, f"{name}.json"),
             {metric: _number(value) for metric, value in result["metrics"].items()},
-            int(result.get("n", len(rows))),
+            result.get("n", len(rows)),
             None if result.get("version") is None else str(result["version"]),
             result.get("judge"),
             rows,
@@ -145,15 +152,18 @@ class Evaluations:
         """What is wrong with answers that are there: not what the means were made from, or not about this data."""
         if len(answers.rows) != answers.n:
             return f"holds {len(answers.rows)} answers, where the evaluation counted {answers.n}"
-        if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in answers.rows):
-            return "holds lines that are no answers"
+        for row in answers.rows:
+            if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ROW_TEXTS):
+                return f"holds lines without one of {', '.join(ROW_TEXTS)}"
         if self._ids is not None:
             other = next((row["id"] for row in answers.rows if row["id"] not in self._ids), None)
             if other is not None:
                 return f"row {other} is not in the run's data"
         for metric, mean in answers.metrics.items():
-            values = answers.values(metric)
-            present = [value for value in values if value is not None]
+            present = [value for value in answers.values(metric) if value is not None]
+            other = next((value for value in present if not isinstance(value, int | float)), None)
+            if other is not None:
+                return f"{metric} of a row is {other!r}, which is no number"
             if not present:
                 continue
             own = math.fsum(present) / len(present)
@@ -162,12 +172,13 @@ class Evaluations:
         return None
 
     def _drop_other_versions(self) -> None:
-        newest: dict[str, tuple] = defaultdict(tuple)
+        counts: dict[str, Counter[str | None]] = defaultdict(Counter)
         for tasks in self.by_name.values():
             for task, answers in tasks.items():
-                newest[task] = max(newest[task], _version_key(answers.version))
+                counts[task][answers.version] += 1
+        right = {task: _version_to_show(of_task) for task, of_task in counts.items()}
         for name, tasks in self.by_name.items():
-            old = [task for task, answers in tasks.items() if _version_key(answers.version) != newest[task]]
+            old = [task for task, answers in tasks.items() if answers.version != right[task]]
             if old:
                 version = tasks[old[0]].version or "not recorded"
                 self.run.note(
@@ -178,12 +189,24 @@ class Evaluations:
                 del tasks[task]
 
 
+def _wrong_field(result: dict[str, Any]) -> str | None:
+    """What a result says of itself that cannot be read."""
+    n, judge = result.get("n", 0), result.get("judge")
+    if not isinstance(n, int) or n < 0:
+        return f"n is {json.dumps(n)} and no number of rows"
+    if judge is not None and not isinstance(judge, str):
+        return f"judge is {json.dumps(judge)} and no name"
+    return None
+
+
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _version_key(version: str | None) -> tuple:
-    return tuple(int(part) if part.isdigit() else -1 for part in version.split(".")) if version else ()
+def _version_to_show(counts: Counter[str | None]) -> str | None:
+    """The version of the tasks that are installed, or, where no result has it, that of most results."""
+    own = str(VERSION)
+    return own if own in counts else counts.most_common(1)[0][0]
 
 
 def score_records(run: RunFolder, evaluations: Evaluations, records: Records) -> None:

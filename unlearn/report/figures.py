@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .comparisons import CONTEXTS, is_informative
+from .comparisons import CONTEXTS, why_uninformative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, SPLITS
 from .probes import Curve
@@ -148,7 +148,7 @@ def attack_figure(run: RunFolder, records: Records, metrics: Metrics, judge: str
             found = [records.find("score", method, level, ATTACK, context, metric) for level in run.levels]
             _line(axes, found, style(run, method))
         for place, level in enumerate(run.levels):
-            if not is_informative(records, level, context, metric):
+            if why_uninformative(records, level, context, metric):
                 axes.axvspan(place - 0.5, place + 0.5, facecolor="#eeeeee", edgecolor="#999999", hatch="///", zorder=0)
         axes.set(xlim=(-0.5, len(run.levels) - 0.5), ylim=(-3, 103))
         axes.set_title(title, fontsize=10)
@@ -159,7 +159,7 @@ def attack_figure(run: RunFolder, records: Records, metrics: Metrics, judge: str
     caption = (
         "The reconstruction attack by unlearned level (Figure 6 of the paper), one panel a form of prompt. Above "
         "the dashed line of the retrained model, which cannot leak, something is recovered. Hatched: the vanilla "
-        f"model itself scores under 50 % there, so the form tells nothing. {judge}"
+        f"model itself scores under 50 % there, or was not asked, so the form tells nothing. {judge}"
     )
     return picture("attack", caption, "Lines of attack scores by unlearned level, one panel a form of prompt", figure)
 

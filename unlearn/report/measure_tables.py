@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from .comparisons import CONTEXTS, is_informative
+from .comparisons import CONTEXTS, why_uninformative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, model_rows, why_no_score
+from .probes import PROBES
 from .reading import TITLES, VERDICTS, Metrics, verdict
 from .records import Records
 from .run_folder import CONTROLS, Model, RunFolder
@@ -88,7 +89,8 @@ def gap_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
 
 
 def _p_value(records: Records, model: Model, kind: str, why: str, notes: Notes) -> Cell:
-    record = records.find("forget_quality", model.method, model.level, "forget", kind, "ks_p_value", "finetune")
+    about = ("forget_quality", model.method, model.level, "forget", kind, "ks_p_value", "finetune")
+    record, why = records.find(*about), records.hole(*about) or why
     if record is None:
         return Cell("–", marks=notes.mark(why or "this checkpoint or the retrained one was not probed"))
     text = f"{record.value:.2f}" if record.value >= 0.01 else f"{record.value:.0e}" if record.value else "0"
@@ -123,7 +125,6 @@ def verdict_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
 def attack_table(run: RunFolder, records: Records, metrics: Metrics, judge: str) -> Table:
     """The attack's scores, exact recovery and leak relative to the retrained model."""
     metric, notes, rows = metrics.generation, Notes(), []
-    greyed = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"
     for model in model_rows(run):
         cells = [head(TITLES[model.method]), head(model.level)]
         for measure, name in (("score", metric), ("score", "exact_match"), ("leak", metric)):
@@ -134,7 +135,8 @@ def attack_table(run: RunFolder, records: Records, metrics: Metrics, judge: str)
                     continue
                 missing = "" if record else why_no_score(run, records, model, (ATTACK, context, name))
                 cell = score_cell(record, missing, notes, sign=measure == "leak")
-                if record and not is_informative(records, model.level, context, metric):
+                greyed = why_uninformative(records, model.level, context, metric)
+                if record and greyed:
                     cell = Cell(**{**vars(cell), "marks": cell.marks + notes.mark(greyed), "tone": "unsure"})
                 cells.append(cell)
         rows.append(cells)
@@ -175,27 +177,29 @@ def probe_table(run: RunFolder, records: Records) -> Table:
     probed = {record.checkpoint for record in records.of("probe")}
     for model in model_rows(run):
         cells = [head(TITLES[model.method]), head(model.level)]
-        why = "no such rows in the probe" if model.name in probed else run.why_missing(model.name, "probe")
+        is_probed = model.name in probed or (run.path / PROBES / f"{model.name}.parquet").is_file()
+        why = "no such rows in the probe" if is_probed else run.why_missing(model.name, "probe")
         for measure, metric, name, split, task, _, _ in PROBE_COLUMNS:
             record = records.find(measure, model.method, model.level, split, task, metric, name)
-            cells.append(score_cell(record, why, notes))
+            hole = records.hole(measure, model.method, model.level, split, task, metric, name)
+            cells.append(score_cell(record, hole or why, notes))
         rows.append(cells)
     spans = [(title, len(list(columns))) for title, columns in groupby(column[5] for column in PROBE_COLUMNS)]
     caption = (
         "Teacher-forced measures on answer tokens, in per cent. Answer probability is the geometric mean over "
         "tokens; extraction strength the share of the answer that the model completes by itself; exact memorisation "
         "the share of tokens it would choose. Membership AUC (Min-k) tells forget rows from rows of patients nobody "
-        "was trained on: 50 is the goal, and both ends are failures, 100 because members are recognised, 0 because "
-        "they stand out as suppressed. Then shares of forget rows answered exactly: as taught, in other words, from "
-        "another angle, and both; and of retain rows with another patient's image, and with none: what is answered "
-        "there was not seen."
+        "was trained on: as Retrained's, near 50, is the goal, and both ends are failures, 100 because members are "
+        "recognised, 0 because they stand out as suppressed. Then shares of forget rows answered exactly: as taught, "
+        "in other words, from another angle, and both; and of retain rows with another patient's image, and with "
+        "none: what is answered there was not seen."
     )
     titles = [column[6] for column in PROBE_COLUMNS]
     return Table("probes", caption, ["Method", "Level", *titles], rows, [("", 2), *spans], notes)
 
 
 def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
-    """What the vanilla model answers about another patient's image, and without one."""
+    """What the vanilla model answers about what it is shown instead of the image."""
     notes, rows = Notes(), []
     kinds = list(metrics.items())
     controls = {name: words for name, words in CONTROLS.items() if any(r.set == name for r in records.of("control"))}
@@ -210,9 +214,10 @@ def control_table(run: RunFolder, records: Records, metrics: Metrics) -> Table:
             rows.append(cells)
     titles = [_kind_title(kind, metric) for kind, metric in kinds]
     caption = (
-        "Controls: the vanilla model asked every question about the image of another patient, and without an image, "
-        "in per cent. What is answered there was not read from the image: for classification guessing gives 25, and "
-        "generated text shares its phrases with other reports."
+        f"Controls: the vanilla model asked every question and shown {' or '.join(controls.values())}, in per cent. "
+        "What is answered there was not read from the image: for classification guessing gives 25, and generated text "
+        "shares its phrases with other reports. What every model answers without an image, by teacher forcing, is in "
+        "the table of probes under “Retain rows, exact / no image”."
     )
     groups = [("", 2), ("Forget", len(kinds)), ("Retain", len(kinds))]
     return Table("controls", caption, ["Level", "Shown", *titles * 2], rows, groups, notes)
@@ -226,8 +231,9 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
         found = {record.metric: record for record in of_model if record.set == taught}
         if not found:
             continue
-        images = next(iter(found.values())).studies
-        cells = [head(TITLES[model.method]), head(model.level), Cell(str(images), number=images)]
+        images = next(iter(found.values())).examples
+        shown = Cell("–", marks=notes.mark("not recorded")) if images is None else Cell(str(images), number=images)
+        cells = [head(TITLES[model.method]), head(model.level), shown]
         for metric, scale in (
             ("forget_exact_before", 100),
             ("forget_exact_after", 100),
@@ -239,12 +245,14 @@ def relearning_table(run: RunFolder, records: Records) -> Table:
                 "rows_to_recovery": "not back at the end of the measurement",
                 "others_exact_most": "all images were taught" if taught == "all" else "not measured",
             }.get(metric, "not measured")
-            cells.append(score_cell(found.get(metric), never, notes, scale=scale))
+            hole = records.hole("relearning", model.method, model.level, "", "", metric, taught)
+            cells.append(score_cell(found.get(metric), hole or never, notes, scale=scale))
         rows.append(cells)
     caption = (
         "Relearning: the forgotten rows of a few images, or of all, are taught again, and all of them are asked. A "
         "model that only hides what it knew gives it all back after few rows; the retrained model, taught the same, "
-        "shows what those rows teach by themselves."
+        "shows what those rows teach by themselves. Compare the rows until they are back: rows a minute are the "
+        "throughput of training on a machine that other stages share, and say nothing of forgetting."
     )
     titles = [
         "Exact before, %",

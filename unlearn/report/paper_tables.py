@@ -39,7 +39,11 @@ def why_no_score(run: RunFolder, records: Records, model: Model, column: Column)
         return run.why_missing(model.name)
     if not any(record.metric == metric for record in records.of("score")):
         return f"no {metric} in this run's evaluations; `medforget run` scores them again"
-    return f"no {metric} of this in evaluation/{model.name}.json; see what could not be used"
+    files = tuple(f"evaluation/{model.name}{end}" for end in (".json", "/"))
+    at_fault = any(note.startswith(files) for note in run.notes)
+    return f"no {metric} of this in evaluation/{model.name}.json" + (
+        "; see what could not be used" if at_fault else ""
+    )
 
 
 def _is_evaluated(records: Records, model: Model) -> bool:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from medforget_dataset.errors import UserError
+from medforget_dataset.hierarchy import LEVELS
 
+from ..grouping import image_key
 from ..measures import read_probe, summary
 from .records import Record, Records
-from .run_folder import RunFolder
+from .run_folder import RunFolder, is_number
 
 
 PROBES = "probes"
@@ -65,9 +67,10 @@ def probe_records(run: RunFolder, records: Records) -> None:
             except UserError as error:
                 run.note(f"{_file(run, name)}: {error}")
                 continue
+            other = _file(run, run.model("retrained", level).name)
             for line in found:
                 if _is_shown(line):
-                    records.add(_record(line, method, name, _file(run, name)))
+                    records.add(_record(line, method, name, _file(run, name), other))
 
 
 def _file(run: RunFolder, name: str) -> str:
@@ -87,22 +90,22 @@ def _probe(run: RunFolder, name: str) -> Any:
 
 def _is_shown(line: dict[str, Any]) -> bool:
     """Means and gaps of single kinds of questions are those of the evaluation again."""
-    if line["value"] is None:
-        return False
     is_mean = line["measure"].removeprefix("gap_").removeprefix("selectivity_") in ROW_MEASURES
     return not is_mean or line["task"] == "all"
 
 
-def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
+def _record(line: dict[str, Any], method: str, name: str, file: str, other: str) -> Record:
     measure, metric = _names(line["measure"])
+    is_compared = measure in ("probe_gap", "forget_quality") or metric == "privacy_leak"
     return Record(
         measure,
         metric,
-        line["value"],
+        math.nan if line["value"] is None else line["value"],
         line["n"],
         line["studies"],
         name,
-        file,
+        other if metric == "membership_auc_retrained" else file,
+        other_file=other if is_compared else "",
         method=method,
         level=line["level"],
         split=line["split"] or "",
@@ -110,6 +113,7 @@ def _record(line: dict[str, Any], method: str, name: str, file: str) -> Record:
         set=line["set"],
         low=line["low"],
         high=line["high"],
+        missing=line["missing"] or 0,
     )
 
 
@@ -126,43 +130,82 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
     """Add `"relearning"` records of every model that was relearned, and return the curves."""
     curves = []
     for model, taught in [(model, taught) for model in run.models for taught in ("", ALL_TAUGHT)]:
+        file = run.file(RELEARNING, f"{model.name}{taught}.json")
         result = run.read_json(RELEARNING, f"{model.name}{taught}.json")
         if result is None:
             continue
-        file = run.file(RELEARNING, f"{model.name}{taught}.json")
+        if not _is_relearning(result):
+            run.note(f"{file}: not what relearning writes; remove it and run `medforget run` again")
+            continue
         about: dict[str, Any] = {"checkpoint": model.name, "method": model.method, "level": model.level, "file": file}
-        points = [point for point in result.get("curve", []) if point.get("forget_exact") is not None]
+        curve = result["curve"]
+        points = _finite(run, file, curve, "forget_exact", "rows")
         for metric in () if taught else ("forget_exact", "retain_exact"):
-            shown = [point for point in points if point.get(metric) is not None]
+            shown = _finite(run, file, points, metric)
             rows = [float(point["rows"]) for point in shown]
             curves.append(Curve("relearning", metric, x=rows, y=[float(point[metric]) for point in shown], **about))
-        recovered = result.get("recovered_after") or {}
         numbers = {
-            "rows_to_recovery": recovered.get("rows"),
+            "rows_to_recovery": (result.get("recovered_after") or {}).get("rows"),
             "rows_per_minute": result.get("rows_per_minute"),
-            "forget_exact_before": points[0]["forget_exact"] if points else None,
-            "forget_exact_after": points[-1]["forget_exact"] if points else None,
+            "forget_exact_before": curve[0]["forget_exact"] if curve else None,
+            "forget_exact_after": curve[-1]["forget_exact"] if curve else None,
             "others_exact_most": (result.get("most_of_others") or {}).get("others_exact"),
         }
         for metric, value in numbers.items():
-            if value is not None and math.isfinite(value):
-                sizes = int(result.get("forget_rows", 0)), int(result.get("examples", 0))
-                of_set = "all" if taught else "some"
-                records.add(Record("relearning", metric, float(value), *sizes, set=of_set, **about))
+            if value is not None:
+                about |= {"set": "all" if taught else "some", "examples": result.get("examples")}
+                sizes = int(result.get("forget_rows", 0)), _forgotten_studies(run, result.get("level") or model.level)
+                records.add(Record("relearning", metric, float(value), *sizes, **about))
     return curves
+
+
+def _forgotten_studies(run: RunFolder, level: str) -> int:
+    """Studies that a level's forget rows are about; 0 where that cannot be known."""
+    if run.data is None or level not in LEVELS:
+        return 0
+    return len({image_key(row_id) for row_id in run.data.forgotten(level)})
+
+
+def _is_relearning(result: dict[str, Any]) -> bool:
+    curve, parts = result.get("curve"), [result.get(name) for name in ("recovered_after", "most_of_others")]
+    if not isinstance(curve, list) or not all(part is None or isinstance(part, dict) for part in parts):
+        return False
+    if not all(isinstance(point, dict) and {"rows", "forget_exact"} <= point.keys() for point in curve):
+        return False
+    sizes = [result.get(name, 0) for name in ("forget_rows", "examples")]
+    numbers = [value for point in (*curve, *filter(None, parts)) for value in point.values()]
+    numbers.append(result.get("rows_per_minute"))
+    return all(isinstance(size, int) for size in sizes) and all(
+        value is None or isinstance(value, int | float) for value in numbers
+    )
+
+
+def _finite(run: RunFolder, file: str, points: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    """The points that have these numbers. One that is absent or null was not measured; one that is NaN is told."""
+    there = [point for point in points if all(point.get(name) is not None for name in names)]
+    finite = [point for point in there if all(is_number(point[name]) for name in names)]
+    if len(finite) < len(there):
+        gone = f"{len(there) - len(finite)} of {len(there)} points of {names[0]}"
+        run.note(f"{file}: {gone} are not finite numbers and not shown; the others are")
+    return finite
 
 
 def training_curves(run: RunFolder) -> list[Curve]:
     """The losses that each checkpoint's `medforget.json` has kept."""
     curves = []
     for model in run.models:
+        file = run.file(model.name, "medforget.json")
         log = run.info(model.name).get("log") or []
+        if not isinstance(log, list) or not all(isinstance(line, dict) for line in log):
+            run.note(f"{file}: its log is not what training writes; the model's training curves are left out")
+            continue
         for metric in ("loss", "forget_loss", "retain_loss", "forget_exact", "retain_exact"):
-            points = [line for line in log if isinstance(line.get(metric), int | float) and "step" in line]
             # What is taught has one loss, what is unlearned two that its sum hides.
-            if len(points) < 2 or (metric == "loss" and any("forget_loss" in line for line in log)):
+            if metric == "loss" and any("forget_loss" in line for line in log):
+                continue
+            points = _finite(run, file, log, metric, "step")
+            if len(points) < 2:
                 continue
             steps, values = [float(line["step"]) for line in points], [float(line[metric]) for line in points]
-            file = run.file(model.name, "medforget.json")
             curves.append(Curve("training", metric, model.name, model.method, model.level, file, steps, values))
     return curves

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..methods import METHODS
 from . import paper
-from .comparisons import CONTEXTS, is_informative
+from .comparisons import CONTEXTS, NOT_ASKED, NOT_SHOWN, UNINFORMATIVE, why_uninformative
 from .evaluations import ATTACK
 from .records import Record, Records, mean
 from .run_folder import RunFolder
@@ -191,13 +191,19 @@ def _attack(run: RunFolder, records: Records, metrics: Metrics) -> list[str]:
     ]
     if not asked:
         return ["The reconstruction attack was not run."]
-    useful = [pair for pair in asked if is_informative(records, *pair, metric)]
+    reasons = {pair: why_uninformative(records, *pair, metric) for pair in asked}
+    useful = [pair for pair in asked if not reasons[pair]]
     lines = []
-    if len(useful) < len(asked):
-        names = ", ".join(
-            f"{level} level with {_context(context)}" for level, context in asked if (level, context) not in useful
-        )
-        lines.append(f"The attack is uninformative where the vanilla model itself scores under 50 %: {names}.")
+    for why, words in (
+        (UNINFORMATIVE, "The attack is uninformative where the vanilla model itself scores under 50 %"),
+        (NOT_ASKED, f"In the attack {NOT_ASKED}"),
+        (NOT_SHOWN, f"In the attack {NOT_SHOWN}"),
+    ):
+        of_reason = [
+            f"{level} level with {_context(context)}" for (level, context) in asked if reasons[level, context] == why
+        ]
+        if of_reason:
+            lines.append(f"{words}: {', '.join(of_reason)}.")
     identified = [(level, context) for level, context in useful if context != "none"]
     leaks = [
         leak

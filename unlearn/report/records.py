@@ -29,6 +29,8 @@ class Record:
             Name of the model that was asked.
         file (`str`):
             Where the rows are, below the folder of the run; of a difference that of its first side.
+        other_file (`str`):
+            Where those of the second side are, if it has a file of its own.
         method (`str`), level (`str`):
             What made the checkpoint; the level is empty where a number holds for all of them.
         split (`str`):
@@ -44,7 +46,9 @@ class Record:
         judge (`str`, *optional*):
             Who judged, where somebody did.
         missing (`int`, *optional*, defaults to `0`):
-            Rows left out because the judge gave no mark.
+            Rows left out because they have no value: the judge gave no mark, or a probability is NaN.
+        examples (`int`, *optional*):
+            Of relearning: images whose forgotten rows were taught.
     """
 
     measure: str
@@ -54,6 +58,7 @@ class Record:
     studies: int
     checkpoint: str
     file: str
+    other_file: str = ""
     method: str = ""
     level: str = ""
     split: str = ""
@@ -64,6 +69,7 @@ class Record:
     version: str | None = None
     judge: str | None = None
     missing: int = 0
+    examples: int | None = None
 
     @property
     def id(self) -> str:

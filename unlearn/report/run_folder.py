@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
 from ..checkpoints import read_info
+from ..methods import METHODS
 from .dataset import RunData
 
 
 PAPER_ORDER = tuple(reversed(LEVELS))
 """Levels as in the paper's tables, from the smallest to the largest."""
-CONTROLS = {"wrong-image": "another patient's image", "text-only": "no image"}
+CONTROLS = {"wrong-image": "another patient's image"}
+"""What the vanilla model is shown instead of the image, by the ending of the evaluation's name."""
 
 
 class Model(NamedTuple):
@@ -44,16 +47,28 @@ class RunFolder:
     Attributes:
         notes (`list[str]`):
             What could not be used, a line each, with the file at fault.
+
+    Raises:
+        UserError: The settings do not say what was to be unlearned.
     """
 
     def __init__(
         self, path: Path, settings: dict[str, Any], seconds: dict[str, float], failures: dict[str, str] | None = None
     ):
-        self.path, self.settings, self.seconds, self.failures = path, settings, seconds, failures or {}
+        self.path, self.settings, self.failures = path, settings, failures or {}
         self.notes: list[str] = []
-        plan = settings["plan"]
-        self.levels = [level for level in PAPER_ORDER if level in plan["levels"]]
-        self.methods = list(plan["methods"])
+        self.plan = _plan(path, settings)
+        self.levels = [level for level in PAPER_ORDER if level in self.plan["levels"]]
+        self.methods = [method for method in self.plan["methods"] if method in METHODS]
+        for method in self.plan["methods"]:
+            if method not in METHODS:
+                self.note(
+                    f"run.json: method {method!r} is not one of this version; left out. Use the version it is of"
+                )
+        self.seconds = {stage: duration for stage, duration in seconds.items() if is_number(duration)}
+        for stage in sorted(seconds.keys() - self.seconds.keys()):
+            file = self.file(".stages", f"{stage}.json")
+            self.note(f"{file}: its seconds are no number; remove it and run `medforget run` again")
 
     @property
     def all_methods(self) -> list[str]:
@@ -133,3 +148,23 @@ class RunFolder:
                 return f"{step} failed: {self.failures[step]}"
             return f"stage {step} was not done; run `medforget run` again"
         return f"nothing about it in the results of {stage}-{name}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether what a file holds is a finite number; JSON as Python writes it also has NaN and infinity."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _plan(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    plan = settings.get("plan")
+    if isinstance(plan, dict) and all(_is_names(plan.get(name)) for name in ("methods", "levels")):
+        if any(level in plan["levels"] for level in LEVELS):
+            return {"preset": "not recorded", "seed": "not recorded"} | plan
+    raise UserError(
+        f"{path / 'run.json'}: has no plan with levels and methods, so it is not known what was unlearned; run "
+        "`medforget run` again under another --name"
+    )

@@ -10,10 +10,10 @@ from typing import Any
 from . import figures, measure_tables, paper_tables
 from .comparisons import comparison_records
 from .evaluations import ATTACK, Evaluations, main_judge, score_records
-from .examples import choose_examples
+from .examples import FLAT, choose_examples
 from .figures import Picture
 from .heat_maps import cascade_figure
-from .probes import Curve, probe_records, relearning_results, training_curves
+from .probes import PROBES, Curve, probe_records, relearning_results, training_curves
 from .reading import Metrics, choose_metrics, read
 from .records import Record, Records
 from .run_folder import RunFolder
@@ -95,6 +95,15 @@ class Report:
             return f"Gen is judged by {self.judge}; the paper's judge is DeepSeek-V3."
         return "Nothing was judged: ROUGE-L is shown for Gen."
 
+    @property
+    def _no_probe(self) -> str:
+        """Why a measure of the probes is not there."""
+        if not any((self.run.path / PROBES).glob("*.parquet")):
+            return "No checkpoint of this run was probed; `medforget run --preset reproduce` does."
+        if self.run.data is None:
+            return "Checkpoints were probed, but the run's data cannot be read, which says what was to be forgotten."
+        return "Checkpoints were probed, but not those that this needs, or not so that it can be used."
+
     def _reading(self) -> Section:
         table = measure_tables.verdict_table(self.run, self.records, self.metrics)
         lead = [
@@ -148,7 +157,7 @@ class Report:
             measure_tables.gap_table(self.run, self.records, self.metrics),
             figures.forget_retain_figure(self.run, self.records, self.metrics),
         ]
-        points = [] if self.records.of("forget_quality") else [f"There is no test of forget quality. {_HOW_TO_PROBE}"]
+        points = [] if self.records.of("forget_quality") else [f"There is no test of forget quality. {self._no_probe}"]
         return Section("selectivity", "Selectivity and distance from retraining", lead, blocks, points)
 
     def _by_level(self) -> Section:
@@ -182,14 +191,15 @@ class Report:
             "beside, the details below.",
             "Each number is the share of questions about one level that are still answered exactly.",
         ]
-        levels = [level for level in self.run.levels if any(r.level == level for r in self.records.of("cascade"))]
+        asked = {record.level for record in self.records.of("cascade") if record.metric == "exact"}
+        levels = [level for level in self.run.levels if level in asked]
         blocks: list[Table | Picture] = [cascade_figure(self.run, self.records, level) for level in levels]
         return Section(
             "cascade",
             "Cascade: what unlearning a level does to every level",
             lead,
             blocks,
-            [] if blocks else [_HOW_TO_PROBE],
+            [] if blocks else [self._no_probe],
         )
 
     def _shares(self) -> list[Section]:
@@ -209,8 +219,10 @@ class Report:
             "kind of section the first generation question, by row id.",
             "✔ green: not recalled; ◐ orange: partly recalled (ROUGE-L of at least 0.5, as a right form with a "
             "wrong number), which for generated text Retrained also is, since reports share their phrases; ✖ red: "
-            "recalled word for word. “Flat”: the method after forgetting as many rows drawn without the hierarchy.",
+            "recalled word for word.",
         ]
+        if any(answer.title.endswith(FLAT) for example in self.examples for answer in example.answers):
+            lead.append("“Flat”: the method after forgetting as many rows drawn without the hierarchy.")
         points = [] if self.examples else ["There are no answers of single rows in this run's evaluations."]
         return Section("examples", "Answers side by side (Figure 7)", lead, points=points, examples=self.examples)
 
@@ -225,7 +237,7 @@ class Report:
             blocks.append(measure_tables.probe_table(self.run, self.records))
         if self.records.of("control"):
             blocks.append(measure_tables.control_table(self.run, self.records, self.metrics))
-        points = [] if self.records.of("probe") else [_HOW_TO_PROBE]
+        points = [] if self.records.of("probe") else [self._no_probe]
         return Section("probes", "What is left below the surface, and controls", lead, blocks, points)
 
     def _relearning(self) -> Section:
@@ -282,7 +294,6 @@ class Report:
 
 
 LEXICAL = "the lexical judge (agreement of clinical findings, a proxy)"
-_HOW_TO_PROBE = "No checkpoint of this run was probed; `medforget run --preset reproduce` does."
 
 
 def _section_shares(run: RunFolder, records: Records) -> None:

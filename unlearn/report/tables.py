@@ -140,7 +140,8 @@ def score_cell(record: Record | None, why: str, notes: Notes, *, scale: float = 
     """
     if record is None:
         return Cell(NOTHING, marks=notes.mark(why) if why else "")
-    marks = notes.mark(f"{record.missing} of {record.missing + record.n} marks missing") if record.missing else ""
+    what = "marks" if record.judge else "values"
+    marks = notes.mark(f"{record.missing} of {record.missing + record.n} {what} missing") if record.missing else ""
     value = scale * record.value
     return Cell(
         f"{value:{'+' if sign else ''}.1f}".replace("-", "−"),

@@ -80,7 +80,7 @@ def _context(report: Report) -> dict[str, Any]:
         "report": report,
         "run": run,
         "name": run.path.resolve().name,
-        "plan": run.settings["plan"],
+        "plan": run.plan,
         "preset": run.settings.get("preset", ""),
         "data": run.data,
         "corpus": _corpus_sentence(run),
