@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent
 LEVELS = ("institution", "patient", "study", "section")
 # Each with a file _KIND_yaml; classification_text asks the rows of classification, without forcing a letter.
 KINDS = ("generation", "cloze", "classification", "classification_text", "identity")
+# Names in an attack's prompt, each with those before it (paper, Table 6).
 CONTEXTS = ("none", "study", "patient", "institution")
 # What follows the level in the name of a configuration of the dataset, for each split.
 CONFIGS = {"forget": "forget", "retain": "retain", "rephrase": "forget_rephrase", "attack": "forget"}

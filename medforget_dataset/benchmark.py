@@ -162,7 +162,7 @@ class Benchmark:
         """Address of a study to its angles, for the images of these rows that are not yet there."""
         wanted: dict[str, set[float]] = {}
         for row in rows:
-            path = "/".join(row["id"].split("/")[:3])
+            path = _study_path(row)
             if (path.split("/")[2], row["view_angle"]) not in self._images:
                 wanted.setdefault(path, set()).add(row["view_angle"])
         return {path: tuple(sorted(angles)) for path, angles in wanted.items()}
@@ -228,14 +228,17 @@ class Benchmark:
         return self._images[study, angle]
 
     def _angle(self, row: dict) -> float:
-        study = "/".join(row["id"].split("/")[:3])
-        return REPHRASE_ANGLES[stable_number(self.options.seed, study, "angle") % len(REPHRASE_ANGLES)]
+        return REPHRASE_ANGLES[stable_number(self.options.seed, _study_path(row), "angle") % len(REPHRASE_ANGLES)]
+
+
+def _study_path(row: dict) -> str:
+    """Address of a row's study: institution, patient and study."""
+    return "/".join(row["id"].split("/")[:3])
 
 
 def _may_name(row: dict, forgotten: set[str]) -> bool:
     """Whether training may ask for this section by name: no level forgets the row, nor a name that would be said."""
-    study = "/".join(row["id"].split("/")[:3])
-    said = {row["id"], *(f"{study}/{level}" for level in ("institution", "patient", "study"))}
+    said = {row["id"], *(f"{_study_path(row)}/{level}" for level in ("institution", "patient", "study"))}
     return row["task"] == "generation" and not said & forgotten
 
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness_tasks import scores
+from harness_tasks.generate import CONTEXTS
 from medforget_dataset.hierarchy import TASKS
 from medforget_dataset.writer import parquet_path
 from unlearn.measures.probe import FORMAT, KEY, SCHEMA
-from unlearn.report.comparisons import CONTEXTS
 
 
 VERSION = 1.1

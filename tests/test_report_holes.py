@@ -119,22 +119,21 @@ def _other_tasks(run):
     return "evaluation/npo-patient.json: 2 results are not of this benchmark (mmlu, x)", {"npo"}
 
 
-def _other_version(run):
-    def older(results):
+def _relabelled(run, version):
+    def relabel(results):
         for result in results.values():
-            result["version"] = 1.0
+            result["version"] = version
 
-    _edit(run / "evaluation" / "npo-patient.json", older)
+    _edit(run / "evaluation" / "npo-patient.json", relabel)
     return "npo-patient.json: 22 results are of another version of the tasks", set()
+
+
+def _other_version(run):
+    return _relabelled(run, 1.0)
 
 
 def _version_of_nobody(run):
-    def newer(results):
-        for result in results.values():
-            result["version"] = 9.9
-
-    _edit(run / "evaluation" / "npo-patient.json", newer)
-    return "npo-patient.json: 22 results are of another version of the tasks", set()
+    return _relabelled(run, 9.9)
 
 
 def _damaged(run):

@@ -30,6 +30,7 @@ from .presets import TINY_PRESETS
 from .pretrain import pretrain
 from .report import write_report
 from .report.probes import ALL_TAUGHT
+from .report.run_folder import FLAT
 from .stages import Run, Stage, read_run, stage_failures, stage_seconds
 from .unlearning import unlearn
 
@@ -37,7 +38,6 @@ from .unlearning import unlearn
 EVALUATION_BATCH = 64
 # Share of the cloze rows that vanilla answered at which the forgotten set counts as back.
 BACK = 0.9
-FLAT = "-flat"
 
 # Seconds an image on one core of the machine of the documentation's figures, to say how long a run will take.
 BUILD, TURN, TRAIN, UNLEARN, EVALUATE, PROBE, RELEARN = 1.2, 0.6, 0.08, 0.07, 0.2, 0.15, 0.4

@@ -13,8 +13,6 @@ from .run_folder import Model, RunFolder
 
 
 COMPARED_SPLITS = ("forget", "retain", "rephrase")
-CONTEXTS = ("none", "study", "patient", "institution")
-"""Identifiers in an attack's prompt, each with those before it (paper, Table 6)."""
 UNINFORMATIVE_BELOW = 0.5
 """Where the model that knows everything scores less than this on a form of prompt, the form tells nothing."""
 UNINFORMATIVE = "uninformative: the vanilla model itself scores under 50 % on this form of prompt"

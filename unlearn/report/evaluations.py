@@ -16,7 +16,7 @@ from medforget_dataset.hierarchy import LEVELS
 from ..grouping import image_key
 from ..measures.intervals import Interval, bootstrap_mean
 from .records import Record, Records, from_interval
-from .run_folder import CONTROLS, RunFolder
+from .run_folder import CONTROLS, FLAT, RunFolder
 
 
 EVALUATION = "evaluation"
@@ -84,7 +84,7 @@ class Evaluations:
         self._ids = run.data.all_ids() if run.data else None
         names = [model.name for model in run.models]
         controls = [f"vanilla-{control}" for control in CONTROLS]
-        flat = [f"{model.name}-flat" for model in run.models if model.method in run.methods]
+        flat = [f"{model.name}{FLAT}" for model in run.models if model.method in run.methods]
         self.by_name = {name: self._read(name) for name in (*names, *controls, *flat)}
         for path in sorted((run.path / EVALUATION).glob("*.json")):
             if path.stem not in self.by_name:

@@ -8,13 +8,13 @@ from harness_tasks.scores import normalize, rouge_l
 
 from .evaluations import Evaluations
 from .reading import TITLES
-from .run_folder import RunFolder
+from .run_folder import FLAT, RunFolder
 
 
 PARTLY_FROM = 0.5
 """An answer with at least this ROUGE-L against the reference is partly recalled."""
-FLAT = ", flat"
-"""What the title of a model ends with that forgot as many rows drawn without the hierarchy."""
+FLAT_TITLE = ", flat"
+"""What the title of a model ends with whose name ends with `FLAT`."""
 RECALL = {"none": ("✔", "not recalled"), "partly": ("◐", "partly recalled"), "full": ("✖", "recalled")}
 
 
@@ -110,7 +110,7 @@ def _example(
 ) -> Example | None:
     kind = "identity" if subject == level else "generation"
     titled = [(TITLES[method], run.model(method, level).name) for method in run.all_methods]
-    titled += [(f"{TITLES[method]}{FLAT}", f"{method}-{level}-flat") for method in run.methods]
+    titled += [(f"{TITLES[method]}{FLAT_TITLE}", f"{method}-{level}{FLAT}") for method in run.methods]
     answers, question, reference = [], "", ""
     for title, name in titled:
         for split in ("forget", "retain"):

@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .comparisons import CONTEXTS, why_uninformative
+from harness_tasks.generate import CONTEXTS
+
+from .comparisons import why_uninformative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, SPLITS
 from .probes import Curve

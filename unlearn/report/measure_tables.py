@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from .comparisons import CONTEXTS, why_uninformative
+from harness_tasks.generate import CONTEXTS
+
+from .comparisons import why_uninformative
 from .evaluations import ATTACK
 from .paper_tables import METRIC_TITLES, model_rows, why_no_score
 from .probes import PROBES

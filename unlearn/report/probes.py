@@ -151,10 +151,10 @@ def relearning_results(run: RunFolder, records: Records) -> list[Curve]:
             "forget_exact_after": curve[-1]["forget_exact"] if curve else None,
             "others_exact_most": (result.get("most_of_others") or {}).get("others_exact"),
         }
+        about |= {"set": "all" if taught else "some", "examples": result.get("examples")}
+        sizes = int(result.get("forget_rows", 0)), _forgotten_studies(run, result.get("level") or model.level)
         for metric, value in numbers.items():
             if value is not None:
-                about |= {"set": "all" if taught else "some", "examples": result.get("examples")}
-                sizes = int(result.get("forget_rows", 0)), _forgotten_studies(run, result.get("level") or model.level)
                 records.add(Record("relearning", metric, float(value), *sizes, **about))
     return curves
 

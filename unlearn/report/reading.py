@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from harness_tasks.generate import CONTEXTS
+
 from ..methods import METHODS
 from . import paper
-from .comparisons import CONTEXTS, NOT_ASKED, NOT_SHOWN, UNINFORMATIVE, why_uninformative
+from .comparisons import NOT_ASKED, NOT_SHOWN, UNINFORMATIVE, why_uninformative
 from .evaluations import ATTACK
 from .records import Record, Records, mean
 from .run_folder import RunFolder

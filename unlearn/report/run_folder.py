@@ -20,6 +20,8 @@ PAPER_ORDER = tuple(reversed(LEVELS))
 """Levels as in the paper's tables, from the smallest to the largest."""
 CONTROLS = {"wrong-image": "another patient's image"}
 """What the vanilla model is shown instead of the image, by the ending of the evaluation's name."""
+FLAT = "-flat"
+"""What the name of a model ends with that forgot as many rows drawn without the hierarchy."""
 
 
 class Model(NamedTuple):

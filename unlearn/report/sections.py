@@ -10,7 +10,7 @@ from typing import Any
 from . import figures, measure_tables, paper_tables
 from .comparisons import comparison_records
 from .evaluations import ATTACK, Evaluations, main_judge, score_records
-from .examples import FLAT, choose_examples
+from .examples import FLAT_TITLE, choose_examples
 from .figures import Picture
 from .heat_maps import cascade_figure
 from .probes import PROBES, Curve, probe_records, relearning_results, training_curves
@@ -221,7 +221,7 @@ class Report:
             "wrong number), which for generated text Retrained also is, since reports share their phrases; ✖ red: "
             "recalled word for word.",
         ]
-        if any(answer.title.endswith(FLAT) for example in self.examples for answer in example.answers):
+        if any(answer.title.endswith(FLAT_TITLE) for example in self.examples for answer in example.answers):
             lead.append("“Flat”: the method after forgetting as many rows drawn without the hierarchy.")
         points = [] if self.examples else ["There are no answers of single rows in this run's evaluations."]
         return Section("examples", "Answers side by side (Figure 7)", lead, points=points, examples=self.examples)
