@@ -41,3 +41,19 @@ def tiny_checkpoint(data_dir, tmp_path_factory):
     rows = load("finetune", "train", data=data_dir)
     model, processor = tiny_model([*rows["question"], *rows["answer"]])
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", model, processor, {})
+
+
+@pytest.fixture(scope="session")
+def report_run(data_dir, tmp_path_factory):
+    """A finished run of one level and one method without probes."""
+    from report_runs import FinishedRun
+
+    return FinishedRun(tmp_path_factory.mktemp("report") / "run", data_dir, ("patient",), ("npo",), probed=False)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """A report without drawing: figures take most of the time, and are drawn in other tests."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))

@@ -14,6 +14,7 @@ from harness_tasks.generate import CONTEXTS
 from medforget_dataset.hierarchy import TASKS
 from medforget_dataset.writer import parquet_path
 from unlearn.measures.probe import FORMAT, KEY, SCHEMA
+from unlearn.pipeline import write_run_report
 
 
 VERSION = 1.1
@@ -170,6 +171,24 @@ class FinishedRun:
         for path in (f"evaluation/{stage}.json", f"probes/{stage}.parquet", *relearned):
             (self.folder / path).unlink(missing_ok=True)
         self.write_stages()
+
+
+def report_of(folder):
+    """The report of a run: its records and its text."""
+    write_run_report(folder)
+    return json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
+
+
+def edit(path, change):
+    """Let `change` work on what a JSON file holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def scored_methods(report):
+    """The methods that have scores in a report."""
+    return {record["method"] for record in report["records"] if record["measure"] == "score"}
 
 
 def _scored(task, row, response):

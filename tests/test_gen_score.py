@@ -144,7 +144,7 @@ class Rows(dict):
 
 
 def test_restricted_rows_are_refused_before_a_model_answers(monkeypatch):
-    monkeypatch.setattr(llm, "_connect", lambda endpoint: None)
+    monkeypatch.setattr(llm, "_connect", lambda endpoint, folder: None)
     remote = JudgeSettings("llm", "https://api.example.org/v1", "m").metadata()
     settings = json.dumps(remote)
     rows = Rows(restricted=[False, False], judge=[settings] * 2)
@@ -155,7 +155,8 @@ def test_restricted_rows_are_refused_before_a_model_answers(monkeypatch):
         scores.check_judge(Rows(restricted=[False], judge=['{"judge": "gpt"}']))
 
 
-def test_a_judge_that_is_down_is_told_before_a_model_is_loaded(data_dir, tiny_checkpoint, monkeypatch):
+def test_a_judge_that_is_down_is_told_before_a_model_is_loaded(data_dir, tiny_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDFORGET_CACHE", str(tmp_path))
     monkeypatch.setattr("harness_tasks.evaluate._model", lambda *_: pytest.fail("the model was loaded"))
     with judge_server() as server:
         pass

@@ -226,7 +226,7 @@ def test_an_endpoint_that_is_down_ends_the_run(tmp_path, monkeypatch):
         marks_of(server, tmp_path, "is 4")
 
 
-def test_an_endpoint_that_is_down_is_told_before_a_model_answers(tmp_path, monkeypatch):
+def test_an_endpoint_that_is_down_is_told_before_a_model_answers(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     with judge_server() as server:
         judge = LLMJudge(settings_of(server, tmp_path))
@@ -236,10 +236,15 @@ def test_an_endpoint_that_is_down_is_told_before_a_model_answers(tmp_path, monke
         assert server.bodies == [] and not any("sk-secret" in value for value in headers.values())
         marks = judge.marks(answers("is 4"))
     llm._connect.cache_clear()
+    for _ in range(2):
+        judge.check(restricted=True)
     assert judge.marks(answers("is 4")) == marks  # from the cache
+    (told,) = caplog.messages
+    assert told.startswith(f"judge_endpoint {server.url}: no connection: ") and str(tmp_path) in told
+    fresh = LLMJudge(settings_of(server, tmp_path / "empty"))
     for _ in range(2):
         with pytest.raises(UserError, match=rf"^judge_endpoint {server.url}: no connection: .*refused; start") as told:
-            judge.check(restricted=True)
+            fresh.check(restricted=True)
         assert "\n" not in str(told.value)
     nowhere = JudgeSettings("llm", "http://judge.invalid/v1", "m", complies="nobody's text")
     with pytest.raises(UserError, match=r"^judge_endpoint http://judge.invalid/v1: no connection: "):
@@ -285,7 +290,7 @@ def test_restricted_answers_do_not_leave_this_machine(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="judge_endpoint https.*is not this machine.*judge_complies"):
         judge.marks([*answers("is 4", restricted=False), *answers("is 5")])
     assert sent == [] and not (tmp_path / "cache").exists()
-    monkeypatch.setattr(llm, "_connect", sent.append)
+    monkeypatch.setattr(llm, "_connect", lambda endpoint, folder: sent.append(endpoint))
     judge.check(restricted=False)
     LLMJudge(JudgeSettings(**REMOTE, complies="J. Doe, zero retention, contract 7")).check(restricted=True)
     LLMJudge(JudgeSettings("llm", "http://127.0.0.1:1/v1", "m")).check(restricted=True)

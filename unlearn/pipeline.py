@@ -40,7 +40,7 @@ EVALUATION_BATCH = 64
 BACK = 0.9
 
 # Seconds an image on one core of the machine of the documentation's figures, to say how long a run will take.
-BUILD, TURN, TRAIN, UNLEARN, EVALUATE, PROBE, RELEARN = 1.2, 0.6, 0.08, 0.07, 0.2, 0.15, 0.4
+BUILD, TURN, TRAIN, UNLEARN, EVALUATE, PROBE, RELEARN = 0.75, 0.45, 0.075, 0.085, 0.2, 0.15, 0.25
 PRETRAIN = 50.0
 
 

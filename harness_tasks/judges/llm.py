@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from . import Answered, JudgeSettings, Mark
 from .rubric import FORMS, read_mark, request
 
 
+logger = logging.getLogger(__name__)
+
 # How often an answer is asked about, each time with what was wrong with the reply before.
 ATTEMPTS = 3
 
@@ -37,9 +40,15 @@ def budget(settings: JudgeSettings) -> Budget:
 
 
 @functools.cache
-def _connect(endpoint: str) -> None:
+def _connect(endpoint: str, folder: Path) -> None:
     # Each generation task checks its judge.
-    check_connection(endpoint, "judge_endpoint")
+    try:
+        check_connection(endpoint, "judge_endpoint")
+    except UserError as error:
+        # A second look at the same answers needs no server.
+        if not any(folder.glob("*.json")):
+            raise
+        logger.warning("%s; only answers that have replies in %s can be marked", error, folder)
 
 
 class LLMJudge:
@@ -61,10 +70,13 @@ class LLMJudge:
 
         Raises:
             UserError: It is not a plain http(s) address, restricted text must not go there, the client is missing, or
-                there is no connection.
+                there is no connection and no reply in the cache either.
         """
         self._check_settings(restricted=restricted)
-        _connect(self.settings.endpoint)
+        _connect(self.settings.endpoint, self._folder())
+
+    def _folder(self) -> Path:
+        return Path(self.settings.cache).expanduser() if self.settings.cache else default_folder("judge")
 
     def _check_settings(self, *, restricted: bool) -> None:
         check_address(self.settings.endpoint, "judge_endpoint")
@@ -80,9 +92,8 @@ class LLMJudge:
                 then is kept.
         """
         self._check_settings(restricted=any(answered.restricted for answered in answers))
-        folder = Path(self.settings.cache).expanduser() if self.settings.cache else default_folder("judge")
         asks = list(dict.fromkeys(answered._replace(restricted=False) for answered in answers))
-        found = run(self._ask_all(asks, ReplyCache(folder)))
+        found = run(self._ask_all(asks, ReplyCache(self._folder())))
         return [found[answered._replace(restricted=False)] for answered in answers]
 
     async def _ask_all(self, asks: list[Answered], cache: ReplyCache) -> dict[Answered, Mark]:

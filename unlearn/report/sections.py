@@ -245,21 +245,20 @@ class Report:
             "If a few examples bring everything back, it was not forgotten.",
             "The retrained model learns the same examples for comparison.",
         ]
-        curves = [curve for curve in self.curves if curve.measure == "relearning"]
-        if not curves:
+        if not self.records.of("relearning"):
             how = "Relearning was not measured: `medforget run --preset reproduce` does."
             return Section("relearning", "Relearning", lead, points=[how])
-        table = measure_tables.relearning_table(self.run, self.records)
-        caption = (
-            "Share of rows to forget, and to retain, answered exactly while a few of the forgotten are taught again."
-        )
-        metrics = ("forget_exact", "retain_exact")
-        return Section(
-            "relearning",
-            "Relearning",
-            lead,
-            [table, figures.curves_figure(self.run, curves, "relearning", caption, metrics)],
-        )
+        blocks: list[Table | Picture] = [measure_tables.relearning_table(self.run, self.records)]
+        # No curve where all images are taught: that is shown as rows until it is back.
+        curves = [curve for curve in self.curves if curve.measure == "relearning"]
+        if curves:
+            caption = (
+                "Share of rows to forget, and to retain, answered exactly while a few of the forgotten are taught "
+                "again."
+            )
+            metrics = ("forget_exact", "retain_exact")
+            blocks.append(figures.curves_figure(self.run, curves, "relearning", caption, metrics))
+        return Section("relearning", "Relearning", lead, blocks)
 
     def _training(self) -> Section:
         lead = [
