@@ -45,7 +45,7 @@ TINY_KEEP_BEST: dict[str, Any] = {
     "keep_best": True,
     "selectivity_steps": 0.04,
     "selectivity_images": 16,
-    "retain_floor": 0.88,
+    "retain_floor": 0.85,
     "retain_patience": 25,
 }
 """For methods that maximise a loss without bound: on the tiny model, retention comes and goes as they go on. Of all

@@ -42,7 +42,7 @@ class GradDiff(GradientMethod):
         "mllmu-bench": {"forget_weight": 1.0, "retain_weight": 1.0, **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "learning_rate": 3e-4, "max_steps": 160},
         "tiny-robust": {
-            "forget_weight": 0.2,
+            "forget_weight": 0.12,
             "learning_rate": 7e-4,
             "num_train_epochs": 24,
             **TINY_KEEP_BEST,

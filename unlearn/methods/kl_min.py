@@ -45,12 +45,11 @@ class KLMin(GradientMethod):
         "mllmu-bench": {"retain_weight": 1.0, "kl_reduction": "row_sum", **MLLMU_BENCH},
         "tiny": {"forget_weight": 0.2, "kl_weight": 2.0, "learning_rate": 3e-4, "max_steps": 160},
         "tiny-robust": {
-            "forget_weight": 0.38,
+            "forget_weight": 0.28,
             "kl_weight": 2.0,
             "learning_rate": 6e-4,
             "num_train_epochs": 28,
             **TINY_KEEP_BEST,
-            "retain_floor": 0.85,
         },
     }
 
