@@ -94,7 +94,7 @@ def test_relearning_of_all_images_alone_is_shown_without_a_curve(run):
     report, text = report_of(run)
     assert report["notes"] == [] and "Relearning was not measured" not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| NPO | patient | 2 ")]
-    assert "| 0.0 | 75.0 |" in row and "learned" not in text
+    assert "| 0.0 | 75.0 |" in row and "figures/relearning" not in text
 
 
 @pytest.mark.parametrize("plan", [None, [], {"levels": ["patient"]}, {"levels": [], "methods": ["npo"]}])
