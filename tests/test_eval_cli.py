@@ -99,7 +99,6 @@ def assert_scores(results, stock):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_scores_as_hf_multimodal(command, stock, tmp_path):
     command += ["--use_cache", str(tmp_path / "answers")]
     database = tmp_path / "answers_rank0.db"
@@ -122,7 +121,6 @@ def test_a_run_that_was_killed_goes_on_and_scores_as_hf_multimodal(command, stoc
     assert cached >= kept and cached + remaining == rows
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_two_processes_score_as_hf_multimodal(command, stock, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
