@@ -287,6 +287,7 @@ def test_the_gpu_benchmark_runs_as_a_command_and_goes_on_where_it_stopped(tmp_pa
     assert json.loads(out.read_text()) == content
 
 
+@pytest.mark.slow
 def test_the_training_benchmark_runs_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     out, page = tmp_path / "training.json", tmp_path / "page.md"
     page.write_text("<!-- benchmarks.training -->\n<!-- /benchmarks.training -->\n")

@@ -164,6 +164,7 @@ def test_a_judge_that_is_down_is_told_before_a_model_is_loaded(data_dir, tiny_ch
         evaluate_checkpoint(tiny_checkpoint, data_dir, [TASK], judge=JudgeSettings("llm", server.url, "stub"))
 
 
+@pytest.mark.slow
 def test_the_stock_command_shows_the_judge(data_dir, tiny_checkpoint, tmp_path):
     def script(number, body):
         return prose if number < 3 else None

@@ -288,6 +288,7 @@ def test_views_of_the_embedded_corpus_may_be_imagined_too(installation):
     assert views[study, angle] == encode_image(fit_square(Image.fromarray(shifted(upright, angle)), 56))
 
 
+@pytest.mark.slow
 def test_a_geometric_build_says_so_everywhere(tmp_path):
     out = build(tmp_path / "medforget", workers=1, views="geometric", **SMALL)
     assert validate(out) == []
