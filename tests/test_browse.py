@@ -1,0 +1,276 @@
+"""What the browser's page shows and refuses, without Gradio and without a page."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from hub_server import Hub
+from matplotlib.figure import Figure
+
+from harness_tasks.evaluate import evaluate_checkpoint
+from medforget_dataset import load
+from medforget_dataset.benchmark import CONFIGS
+from medforget_dataset.errors import UserError
+from medforget_dataset.hierarchy import LEVELS, TASKS
+from medforget_dataset.writer import parquet_path
+from unlearn.answers import score_dataset
+from unlearn.browse import app, cards
+from unlearn.browse.catalogue import Catalogue, Place, by_image
+from unlearn.browse.exposure import check_exposure, free_port
+from unlearn.browse.models import Models, Question
+from unlearn.browse.sources import find_restricted, open_data, open_run
+from unlearn.checkpoints import load_checkpoint
+from unlearn.cli import main
+from unlearn.grouping import group_by_image
+from unlearn.pipeline import write_run_report
+
+
+@pytest.fixture(scope="module")
+def catalogue(data_dir):
+    return Catalogue(data_dir)
+
+
+def _parquet(data_dir, config, split="train"):
+    return pq.read_table(data_dir / parquet_path(config, split)).to_pylist()
+
+
+def test_states_are_what_the_configurations_say(catalogue, data_dir):
+    for level in LEVELS:
+        forget, retain = ({row["id"] for row in _parquet(data_dir, f"{level}_{s}")} for s in ("forget", "retain"))
+        states = {row_id: catalogue.states(row_id)[level] for row_id in catalogue.taught}
+        assert {row_id for row_id, state in states.items() if state == "forgotten"} == forget
+        assert {row_id for row_id, state in states.items() if state == "retained"} == retain
+        assert all(catalogue.states(f"{row_id}/rephrase")[level] == "forgotten" for row_id in forget)
+
+
+def test_every_configuration_has_the_rows_of_its_files(catalogue, data_dir):
+    assert catalogue.sizes["finetune"] == 960
+    for config in CONFIGS:
+        splits = {"general_med": ("train", "test")}.get(config, ("test",) if "rephrase" in config else ("train",))
+        wanted = [row for split in splits for row in _parquet(data_dir, config, split)]
+        found = catalogue.rows(Place(config))
+        assert [row["id"] for row in found] == [row["id"] for row in wanted], config
+        for name in ("question", "answer", "choices", "view_angle", "original_question"):
+            assert [row[name] for row in found] == [row[name] for row in wanted], (config, name)
+
+
+def test_the_hierarchy_is_walked_down_to_a_section(catalogue):
+    place = Place()
+    for level, counts in zip(LEVELS, ((4, 240), (4, 60), (4, 15), (5, 3)), strict=True):
+        nodes = catalogue.children(place, level)
+        assert (len(nodes), nodes[0][2]) == counts
+        place = place._replace(**{level: nodes[-1][0]})
+    rows = catalogue.rows(place)
+    assert [row["task"] for row in rows] == ["generation", "cloze", "classification"]
+    assert {row["section"] for row in rows} == {place.section}
+    assert all(row["id"].startswith(place.study) for row in rows)
+    # What is chosen further down does not narrow what can be chosen above.
+    assert len(catalogue.children(place, "institution")) == 4
+    assert [row["task"] for row in catalogue.rows(place._replace(task="cloze"))] == ["cloze"]
+
+
+def test_general_med_has_images_and_no_hierarchy(catalogue):
+    place = Place("general_med")
+    assert catalogue.children(place, "institution") == catalogue.children(place, "patient") == []
+    images = catalogue.children(place, "study")
+    assert len(images) == len(by_image(catalogue.rows(place))) > 100
+    row = catalogue.rows(place._replace(study=images[0][0]))[0]
+    assert catalogue.states(row["id"]) == {}
+    page = cards.study(catalogue, [row], "Image 1")
+    assert row["answer"] in page and "mf-chip" not in page and "<figure>" in page
+
+
+def test_images_are_those_of_the_rows(catalogue, data_dir):
+    for config in ("finetune", "patient_forget_rephrase", "general_med"):
+        split = "train" if config == "finetune" else "test"
+        for row in _parquet(data_dir, config, split)[::97]:
+            assert catalogue.image(catalogue.row(row["id"])) == row["image"]["bytes"]
+            if "rephrase" in config:
+                assert catalogue.turned(catalogue.row(row["id"])).angle == row["view_angle"]
+
+
+def test_a_card_has_all_that_a_row_says(catalogue):
+    row = next(row for row in catalogue.rows(Place("study_forget")) if row["task"] == "classification")
+    shown = cards.card(catalogue, row)
+    assert row["question"] in shown and catalogue.rephrased[row["id"]]["question"] in shown
+    assert all(f") {choice}" in shown for choice in row["choices"])
+    right = row["choices"]["ABCD".index(row["answer"])]
+    assert f"<b>{row['answer']}) {right} ✓</b>" in shown
+    for level, state in catalogue.states(row["id"]).items():
+        assert cards.chip(level, state) in shown
+    assert 'mf-forgotten" data-level="study"' in shown
+
+
+def test_what_a_row_says_cannot_become_markup(catalogue):
+    row = next(iter(catalogue.taught.values())) | {"question": "<script>x</script>", "answer": '"><img src=x>'}
+    shown = cards.card(catalogue, row)
+    assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown
+
+
+def test_nothing_chosen_says_what_to_do(catalogue):
+    place = Place("section_forget", task="identity")
+    assert catalogue.rows(place) == []
+    assert "No row matches" in cards.study(catalogue, [], "")
+
+
+def test_a_damaged_file_is_named(data_dir, tmp_path):
+    folder = tmp_path / "medforget"
+    shutil.copytree(data_dir, folder)
+    path = folder / parquet_path("patient_retain", "train")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"patient_retain/train.*cut short"):
+        Catalogue(folder).states("x")
+
+
+def test_restricted_is_found_in_the_record_and_in_any_row(data_dir, tmp_path):
+    assert not Catalogue(data_dir).is_restricted
+    marked = Catalogue(data_dir)
+    marked.record = marked.record | {"restricted": True}
+    assert marked.is_restricted
+    hidden = Catalogue(data_dir)
+    last = next(reversed(hidden.taught.values()))
+    last["restricted"] = True
+    assert hidden.is_restricted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"host": "127.0.0.1", "share": True}, "--share"),
+        ({"host": "0.0.0.0", "share": False}, "--host 0.0.0.0"),
+        ({"host": "ward-pc", "share": False}, "--host ward-pc"),
+        ({"host": "127.0.0.1", "share": False, "on_space": True}, "a Space cannot show it"),
+    ],
+)
+def test_restricted_stays_on_this_machine(arguments, named):
+    check_exposure([], **arguments)
+    with pytest.raises(UserError, match="data use agreement") as refused:
+        check_exposure(["runs/x/vanilla"], **arguments)
+    assert named in str(refused.value) and "runs/x/vanilla" in str(refused.value)
+    for host in ("127.0.0.1", "::1", "localhost"):
+        check_exposure(["runs/x/vanilla"], host=host, share=False)
+
+
+@pytest.fixture(scope="module")
+def asked_run(report_run, tiny_checkpoint, tmp_path_factory):
+    """The run's report, and one checkpoint under three names."""
+    if not (report_run.folder / "report.html").is_file():
+        with pytest.MonkeyPatch.context() as patch:  # drawing takes most of the time
+            patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))
+            write_run_report(report_run.folder)
+    folder = tmp_path_factory.mktemp("asked") / "run"
+    folder.mkdir()
+    for name in ("run.json", "report.html", "report.json"):
+        shutil.copyfile(report_run.folder / name, folder / name)
+    for name in ("vanilla", "retrained-patient", "npo-patient", "pretrained"):
+        shutil.copytree(tiny_checkpoint, folder / name)
+    return folder
+
+
+def test_the_report_is_shown_section_by_section(asked_run):
+    run = open_run(asked_run)
+    report = (asked_run / "report.html").read_text()
+    assert [section.anchor for section in run.sections][:2] == ["reading", "table-3"]
+    assert len(run.sections) == report.count("<section id=")
+    assert all(section.body in report for section in run.sections)
+    assert "<table>" in run.sections[1].body and "figcaption" in run.sections[1].body
+    assert run.style in report
+
+
+def test_checkpoints_that_do_not_say_that_they_are_free_count_as_restricted(asked_run, data_dir):
+    run = open_run(asked_run)
+    assert list(run.checkpoints) == ["vanilla", "retrained-patient", "npo-patient"]
+    assert [os.path.basename(path) for path in find_restricted(Catalogue(data_dir), run)] == list(run.checkpoints)
+    for folder in run.checkpoints.values():
+        info = json.loads((folder / "medforget.json").read_text())
+        (folder / "medforget.json").write_text(json.dumps(info | {"restricted": False}))
+    assert open_run(asked_run).restricted == []
+
+
+def test_a_run_without_a_report_and_a_folder_that_is_none(asked_run, tmp_path):
+    (tmp_path / "run.json").write_text((asked_run / "run.json").read_text())
+    assert open_run(tmp_path).sections == []
+    (tmp_path / "report.html").write_text("<section id=x>")
+    with pytest.raises(UserError, match="medforget report"):
+        open_run(tmp_path)
+    body = '<section id="reading" class="">\n<h2>T</h2><p>x <b onclick="y()">z</b></p>\n</section>'
+    (tmp_path / "report.html").write_text(f"<style></style>{body}")
+    with pytest.raises(UserError, match="script"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match=r"run\.json"):
+        open_run(tmp_path / "nowhere")
+
+
+def test_answers_and_probabilities_are_those_of_the_evaluation(asked_run, tiny_checkpoint, data_dir, catalogue):
+    out = asked_run.parent / "answers"
+    names = [f"medforget_patient_forget_{task}" for task in TASKS]
+    evaluate_checkpoint(tiny_checkpoint, data_dir, names, limit=2, output_path=out)
+    lines = [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text().splitlines()]
+    model, processor = load_checkpoint(tiny_checkpoint)
+    rows = load("finetune", "train", data=data_dir)
+    kept = {line["id"] for line in lines}
+    asked = rows.filter(lambda row_id: row_id in kept, input_columns="id")
+    probed = score_dataset(model, processor, group_by_image(asked))
+    models = Models({"vanilla": tiny_checkpoint})
+    assert len(kept) == len(probed) == 8 and not models.is_loaded("vanilla")
+    for line, score in zip(sorted(lines, key=lambda x: x["id"]), sorted(probed, key=lambda x: x["id"]), strict=True):
+        row = catalogue.row(line["id"])
+        reply = models.ask("vanilla", Question(row["question"], row["answer"], row["task"], catalogue.image(row)))
+        assert reply.text == line["response"].strip()
+        assert reply.is_right == (line.get("exact_match", line.get("acc")) == 1)
+        assert (reply.log_prob, reply.tokens) == (pytest.approx(score["log_prob"], abs=1e-4), score["tokens"])
+        assert reply.plain_probability == pytest.approx(reply.probability**reply.tokens)
+
+
+def test_without_the_extra_the_command_says_one_line(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for more in ([], ["--space", str(tmp_path / "space")]):
+        assert main(["browse", str(data_dir), *more]) == 2
+        assert capsys.readouterr().err == "medforget browse: needs Gradio: pip install 'medforget[app]'\n"
+
+
+def test_a_space_without_the_extra_says_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit, match=r"app.py: needs Gradio: pip install 'medforget\[app\]'"):
+        app.main()
+    monkeypatch.setitem(sys.modules, "medforget_dataset.errors", None)
+    with pytest.raises(SystemExit, match=r"app.py: needs MedForget and Gradio"):
+        app.main()
+
+
+def test_a_taken_port_and_a_foreign_address_are_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: taken"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
+    for host, port, named in (("127.0.0.1", 0, "--port 0"), ("203.0.113.7", None, "--host 203.0.113.7")):
+        with pytest.raises(UserError, match=named):
+            free_port(host, port)
+
+
+def test_a_dataset_of_the_hub_is_as_it_was_built(data_dir, tmp_path, monkeypatch):
+    import huggingface_hub.constants as constants
+    from huggingface_hub import HfApi
+
+    with Hub(tmp_path / "hub", tokens={"hf_alice": "alice"}) as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        api = HfApi(endpoint=hub.url)
+        api.create_repo("alice/medforget", repo_type="dataset")
+        api.upload_folder(repo_id="alice/medforget", repo_type="dataset", folder_path=data_dir)
+        found = open_data("alice/medforget")
+        with pytest.raises(UserError, match="alice/nothing is neither"):
+            open_data("alice/nothing")
+    assert found.name == "alice/medforget" and found.record == Catalogue(data_dir).record
+    assert len(found.rows(Place())) == 960
