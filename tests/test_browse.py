@@ -8,8 +8,8 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from browse_pages import make_run
 from hub_server import Hub
-from matplotlib.figure import Figure
 
 from harness_tasks.evaluate import evaluate_checkpoint
 from medforget_dataset import load
@@ -26,7 +26,6 @@ from unlearn.browse.sources import find_restricted, open_data, open_run
 from unlearn.checkpoints import load_checkpoint
 from unlearn.cli import main
 from unlearn.grouping import group_by_image
-from unlearn.pipeline import write_run_report
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +157,7 @@ def test_restricted_stays_on_this_machine(arguments, named):
 @pytest.fixture(scope="module")
 def asked_run(report_run, tiny_checkpoint, tmp_path_factory):
     """The run's report, and one checkpoint under three names."""
-    if not (report_run.folder / "report.html").is_file():
-        with pytest.MonkeyPatch.context() as patch:  # drawing takes most of the time
-            patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))
-            write_run_report(report_run.folder)
-    folder = tmp_path_factory.mktemp("asked") / "run"
-    folder.mkdir()
-    for name in ("run.json", "report.html", "report.json"):
-        shutil.copyfile(report_run.folder / name, folder / name)
-    for name in ("vanilla", "retrained-patient", "npo-patient", "pretrained"):
-        shutil.copytree(tiny_checkpoint, folder / name)
-    return folder
+    return make_run(tmp_path_factory.mktemp("asked") / "run", report_run, tiny_checkpoint)
 
 
 def test_the_report_is_shown_section_by_section(asked_run):
