@@ -20,6 +20,7 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.processes import is_first_process
 
 from . import sweep
+from .push_cli import add_push
 from .training_cli import add_finetune, add_pretrain, add_unlearn
 
 
@@ -162,6 +163,7 @@ def _report(args: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     **DATASET_COMMANDS,
+    "push": ("publish a dataset folder or a checkpoint on the Hub", add_push),
     "pretrain": ("make the tiny model", add_pretrain),
     "finetune": ("teach a model the benchmark", add_finetune),
     "unlearn": ("make a checkpoint forget a level", add_unlearn),

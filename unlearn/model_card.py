@@ -44,3 +44,10 @@ def render_model_card(info: dict[str, Any]) -> str:
     if restricted:
         text.insert(1, RESTRICTED)
     return f"---\n{data}\n---\n\n" + "\n\n".join(text) + "\n"
+
+
+def card_files(checkpoint, *, repo_id, run=None, base=None, dataset=None):
+    import json
+    from pathlib import Path
+
+    return {"README.md": render_model_card(json.loads((Path(checkpoint) / "medforget.json").read_text()))}
