@@ -49,7 +49,6 @@ BY = {
 }
 # What a page's commands find in their folder, of `Sandbox.prepare`.
 PREPARED = {
-    "README.md": ("physionet.org/files", "NLMCXR", "cases.csv"),
     "docs/attack.md": ("medforget", "runs/npo"),
     "docs/corpora.md": ("physionet.org/files", "chexpert-plus", "NLMCXR", "hospitals"),
     "docs/extending.md": ("medforget", "runs/vanilla", "our-hospital"),
@@ -156,8 +155,6 @@ class Sandbox:
             small_corpora.write_table(place)
         elif what == "our-hospital":
             self._write_json_lines(small_corpora.write_chexpert_plus(place))
-        elif what == "cases.csv":
-            small_corpora.write_table(self.folder).joinpath("table.csv").rename(place)
         elif what == "PMC-VQA":
             few = small_pmc_vqa.facts
             small_pmc_vqa.write(place, train=few(200, 1000), test=few(450))
