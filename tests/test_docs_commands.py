@@ -77,11 +77,12 @@ def check_command(words, added=""):
     elif program == "lm_eval":
         check_lm_eval(rest, added)
     elif words[:2] == ["python", "-m"]:
-        assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file() or words[2] in ("build", "pytest", "twine", "venv"), words
+        ours = (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
+        assert ours or words[2] in ("build", "pytest", "twine", "venv"), words
     elif program == "python" and len(words) > 1 and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), words
     elif program == "pip":
-        for extra in re.findall(r"medforget\[([\w,]+)\]", " ".join(rest)):
+        for extra in re.findall(r"(?:medforget|\.)\[([\w,]+)\]", " ".join(rest)):
             declared = (ROOT / "setup.cfg").read_text()
             assert all(f"\n{name} =\n" in declared for name in extra.split(",")), words
     else:
