@@ -1,5 +1,5 @@
 """The command line: `medforget build | validate | push | pretrain | finetune | unlearn | sweep | eval | run |
-report`."""
+report | tasks-path`."""
 
 from __future__ import annotations
 
@@ -161,6 +161,22 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_tasks_path(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_tasks_path)
+    parser.description = (
+        "Print the folder of the lm-eval tasks, wherever the package is installed. For the stock command:\n"
+        '  lm_eval ls tasks --include_path "$(medforget tasks-path)"\n'
+        "`medforget eval` needs no path."
+    )
+
+
+def _tasks_path(args: argparse.Namespace) -> int:
+    from harness_tasks.generate import FOLDER
+
+    sys.stdout.write(f"{FOLDER}\n")
+    return 0
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     **DATASET_COMMANDS,
     "push": ("publish a dataset folder or a checkpoint on the Hub", add_push),
@@ -171,6 +187,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "eval": ("score a checkpoint: lm_eval, with a faster model class and our tasks", _add_eval),
     "run": ("build, train, unlearn, evaluate, report", _add_run),
     "report": ("write the report of a run again", _add_report),
+    "tasks-path": ("print the folder of the lm-eval tasks", _add_tasks_path),
 }
 
 
