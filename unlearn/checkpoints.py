@@ -370,5 +370,5 @@ def save_checkpoint(
         contents = {CHECKPOINT_INFO: {**info, "versions": versions}, **(files or {})}
         for name, content in contents.items():
             write_text(partial / name, json.dumps(content, indent=2) + "\n")
-        (partial / "README.md").write_text(render_model_card(info), encoding="utf-8")
+        (partial / "README.md").write_text(render_model_card(contents[CHECKPOINT_INFO]), encoding="utf-8")
     return path

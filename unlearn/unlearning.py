@@ -153,6 +153,7 @@ def unlearn(
     if output.is_done:
         return read_info(out)["exact_match"]
     info: dict[str, Any] = plan | {"arguments": training, "restricted": restricted, "run": output.digest}
+    info["forgotten"] = forgotten_counts(grouped, level)
     files: dict[str, Any] = {}
     with telling_out_of_memory(args), output.in_progress() if args else nullcontext() as in_progress:
         if isinstance(instance, EditingMethod):
@@ -226,6 +227,24 @@ def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.D
         if wrong:
             raise UserError(f"{folder}: {len(wrong)} rows {where}, {min(wrong)} first; build the dataset again")
     return group_by_image(rows, ids["forget"]), any(rows["restricted"])
+
+
+def forgotten_counts(grouped: datasets.Dataset, level: str) -> dict[str, int]:
+    """
+    How much is to be forgotten, for the card, which names nothing of it: `nodes` of the level of which no row is kept
+    that tests the level or what is beneath it, and `rows` `of` all.
+
+    Args:
+        grouped ([`~datasets.Dataset`]):
+            Examples of [`~unlearn.grouping.group_by_image`].
+        level (`str`):
+            Level that is forgotten.
+    """
+    depth = LEVELS.index(level) + 1
+    rows = [row for example in grouped["rows"] for row in example]
+    own = [row for row in rows if LEVELS.index(row["level"]) + 1 >= depth]
+    forget, retain = ({"/".join(r["id"].split("/")[:depth]) for r in own if r["forget"] == side} for side in (1, 0))
+    return {"nodes": len(forget - retain), "rows": sum(row["forget"] for row in rows), "of": len(rows)}
 
 
 def exact_match_by_side(
