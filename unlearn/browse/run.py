@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import CHECKPOINT_INFO
+
+from ..checkpoints import CHECKPOINT_INFO
 
 
 REPORT, NUMBERS = "report.html", "report.json"
