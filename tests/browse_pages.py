@@ -9,7 +9,10 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub.constants as constants
 import pytest
+from hub_server import Hub
+from huggingface_hub import HfApi
 from matplotlib.figure import Figure
 
 from unlearn.pipeline import write_run_report
@@ -49,6 +52,22 @@ def make_run(folder: Path, report_run, checkpoint: Path) -> Path:
     for name in (*CHECKPOINTS, "pretrained"):
         shutil.copytree(checkpoint, folder / name)
     return folder
+
+
+@contextmanager
+def local_hub(folder: Path, data: Path, monkeypatch):
+    """A Hub on this machine that has the dataset `alice/medforget`, for this process; yields its address."""
+    with Hub(folder, tokens={"hf_alice": "alice"}) as hub:
+        for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
+            monkeypatch.setattr(constants, name, name != "HF_HUB_OFFLINE")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        api = HfApi(endpoint=hub.url)
+        api.create_repo("alice/medforget", repo_type="dataset")
+        api.upload_folder(repo_id="alice/medforget", repo_type="dataset", folder_path=data)
+        yield hub.url
 
 
 class Server:

@@ -8,8 +8,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from browse_pages import make_run
-from hub_server import Hub
+from browse_pages import local_hub, make_run
 
 from harness_tasks.evaluate import evaluate_checkpoint
 from medforget_dataset import load
@@ -245,19 +244,7 @@ def test_a_taken_port_and_a_foreign_address_are_named():
 
 
 def test_a_dataset_of_the_hub_is_as_it_was_built(data_dir, tmp_path, monkeypatch):
-    import huggingface_hub.constants as constants
-    from huggingface_hub import HfApi
-
-    with Hub(tmp_path / "hub", tokens={"hf_alice": "alice"}) as hub:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
-        api = HfApi(endpoint=hub.url)
-        api.create_repo("alice/medforget", repo_type="dataset")
-        api.upload_folder(repo_id="alice/medforget", repo_type="dataset", folder_path=data_dir)
+    with local_hub(tmp_path / "hub", data_dir, monkeypatch):
         found = open_data("alice/medforget")
         with pytest.raises(UserError, match="alice/nothing is neither"):
             open_data("alice/nothing")

@@ -47,7 +47,7 @@ def browse(
 
     require_gradio()
     port = free_port(host, port)
-    catalogue, reported = open_data(data), open_run(run, report_only=on_space)
+    catalogue, reported = open_data(data), open_run(run)
     restricted = find_restricted(catalogue, reported)
     check_exposure(restricted, host=host, share=share, on_space=on_space)
 

@@ -15,6 +15,7 @@ from .catalogue import FORGOTTEN, GENERAL, Catalogue, Place, Row, base_id
 LETTERS = "ABCDEFGH"
 EMBEDDED = "<b>These are not patients.</b> Radiographs are computed from one public chest CT; texts are generated."
 RESTRICTED = "<b>Restricted.</b> Under a data use agreement: it stays on this machine and must not be shared."
+FORGOTTEN_MARK = "✕"
 PROBABILITIES = ("Probability", "Plain")
 NO_GUARANTEE = "Unlearning is not a guarantee of privacy: a score says what the questions asked still bring back."
 
@@ -38,7 +39,8 @@ def banner(catalogue: Catalogue, restricted: Sequence[str]) -> str:
 def counts(catalogue: Catalogue, rows: Sequence[Row], images: int, place: Place) -> str:
     """How many rows and images are chosen, and how many of them each level forgets."""
     total = catalogue.sizes[place.config]
-    head = f"<b>{len(rows):,}</b> of {total:,} rows of <code>{place.config}</code>, about <b>{images:,}</b> images."
+    noun = "image" if images == 1 else "images"
+    head = f"<b>{len(rows):,}</b> of {total:,} rows of <code>{place.config}</code>, about <b>{images:,}</b> {noun}."
     if place.config == GENERAL:
         return f'<p class="mf-counts">{head} They belong to no hierarchy, and no level forgets them.</p>'
     states = [catalogue.states(row["id"]) for row in rows]
@@ -46,7 +48,8 @@ def counts(catalogue: Catalogue, rows: Sequence[Row], images: int, place: Place)
     for level in LEVELS:
         forgotten = sum(state[level] == FORGOTTEN for state in states)
         of_levels.append(f'<span class="mf-share"><span>{level}</span> {forgotten:,}</span>')
-    return f'<p class="mf-counts">{head} Forgotten at each level: {"".join(of_levels)}</p>'
+    legend = f'<span class="mf-quiet">{FORGOTTEN_MARK} before a name: forgotten at its own level.</span>'
+    return f'<p class="mf-counts">{head} Forgotten at each level: {"".join(of_levels)}{legend}</p>'
 
 
 def study(catalogue: Catalogue, rows: Sequence[Row], position: str) -> str:

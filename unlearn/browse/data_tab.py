@@ -70,8 +70,8 @@ class DataTab:
         above = f"{place.study}/" if level == "section" and place.study else ""
         choices = [(f"{ALL} ({len(children):,})", "")]
         for key, name, count in children:
-            mark = " · forgotten" if above + key in forgotten else ""
-            choices.append((f"{name} · {count:,} rows{mark}", key))
+            mark = f"{cards.FORGOTTEN_MARK} " if above + key in forgotten else ""
+            choices.append((f"{mark}{name} ({count:,})", key))
         return choices
 
     def _page(self, place: Place, number: int) -> tuple[int, str, str, list[str]]:

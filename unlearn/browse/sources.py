@@ -37,22 +37,20 @@ def open_data(data: str | None) -> Catalogue:
     return Catalogue(Path(folder), source)
 
 
-def open_run(folder: Path | None, *, report_only: bool = False) -> ReportedRun | None:
+def open_run(folder: Path | None) -> ReportedRun | None:
     """
     The run, if one was given.
 
     Args:
         folder (`Path`, *optional*):
             Its folder.
-        report_only (`bool`, *optional*, defaults to `False`):
-            Whether a folder with nothing but a report will do.
 
     Raises:
         UserError: The folder is not a run, is a sweep, or was written by another version.
     """
     if folder is None:
         return None
-    if not report_only and "sweep" in read_run(folder):
+    if "sweep" in read_run(folder):
         raise UserError(f"{folder}: is a sweep; its results are in {folder / 'results.md'}")
     return ReportedRun(folder)
 

@@ -11,6 +11,7 @@ from medforget_dataset.atomic import replacing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
+from ..stages import RUN_FILE
 from . import app
 from .exposure import check_exposure
 from .run import NUMBERS, REPORT
@@ -52,13 +53,12 @@ def write_space(folder: Path, data: str | None, run: Path | None) -> Path:
     with replacing(folder) as partial:
         partial.mkdir()
         shutil.copyfile(str(app.__file__), partial / "app.py")
-        version = importlib.metadata.version("medforget")
-        (partial / "requirements.txt").write_text(f"medforget[app]=={version}\n", encoding="utf-8")
+        (partial / "requirements.txt").write_text("medforget[app]\n", encoding="utf-8")
         (partial / app.SPACE_SETTINGS).write_text(json.dumps({"data": source}, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_readme(source), encoding="utf-8")
         if run is not None:
             (partial / app.SPACE_REPORT).mkdir()
-            for name in (REPORT, NUMBERS):
+            for name in (RUN_FILE, REPORT, NUMBERS):
                 shutil.copyfile(run / name, partial / app.SPACE_REPORT / name)
     return folder
 
