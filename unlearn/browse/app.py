@@ -46,10 +46,10 @@ def browse(
     from unlearn.browse.sources import find_restricted, open_data, open_run
 
     require_gradio()
-    port = free_port(host, port)
     catalogue, reported = open_data(data), open_run(run)
     restricted = find_restricted(catalogue, reported)
     check_exposure(restricted, host=host, share=share, on_space=on_space)
+    port = free_port(host, port)
 
     from unlearn.browse.page import make_page, serve
 

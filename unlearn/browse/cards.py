@@ -48,7 +48,7 @@ def counts(catalogue: Catalogue, rows: Sequence[Row], images: int, place: Place)
     for level in LEVELS:
         forgotten = sum(state[level] == FORGOTTEN for state in states)
         of_levels.append(f'<span class="mf-share"><span>{level}</span> {forgotten:,}</span>')
-    legend = f'<span class="mf-quiet">{FORGOTTEN_MARK} before a name: forgotten at its own level.</span>'
+    legend = f'<span class="mf-quiet">{FORGOTTEN_MARK} forgotten at its own level</span>'
     return f'<p class="mf-counts">{head} Forgotten at each level: {"".join(of_levels)}{legend}</p>'
 
 
