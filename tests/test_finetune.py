@@ -90,6 +90,7 @@ def test_retraining_never_sees_the_forget_rows(data_dir, base, tmp_path, monkeyp
     assert not forget & set(seen)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(data_dir, base, tmp_path):
     for name in "ab":
         finetune(data_dir, tmp_path / name, model=base, preset="tiny", quiet=True)
