@@ -241,8 +241,8 @@ def limits(info: dict[str, Any], *, is_tiny: bool, numbers: RunNumbers | None) -
         yield "One run with one seed: another seed of training can move a number by more than its interval."
         if "lexical" in numbers.judges:
             yield (
-                "The judge of generated text is lexical: it compares the clinical findings that are named, a proxy for "
-                "what a reader would say."
+                "The judge of generated text is lexical: it compares the clinical findings that are named, a proxy "
+                "for what a reader would say."
             )
     if is_tiny:
         yield (
