@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from unlearn.cli import main
 from unlearn.methods import METHODS, method_arguments
 
 
-COMMANDS = ("build", "validate", "pretrain", "finetune", "unlearn", "sweep", "run", "report")
+COMMANDS = ("build", "validate", "pretrain", "finetune", "unlearn", "sweep", "run", "report", "tasks-path")
 
 
 def _help(capsys, *argv):
@@ -41,6 +42,13 @@ def test_the_console_script_is_installed():
         [sys.executable, "-m", "unlearn.cli", "--help"], capture_output=True, text=True, check=True
     )
     assert "medforget run --preset demo" in result.stdout
+
+
+def test_tasks_path_prints_a_folder_and_nothing_else(capsys):
+    assert main(["tasks-path"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert Path(captured.out.removesuffix("\n"), "medforget.yaml").is_file()
 
 
 MISTAKES = [

@@ -1,5 +1,5 @@
 """The command line: `medforget build | validate | push | pretrain | finetune | unlearn | sweep | eval | run |
-report`."""
+report | browse | tasks-path`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.processes import is_first_process
 
 from . import sweep
+from .browse import command as browse
+from .push_cli import add_push
 from .training_cli import add_finetune, add_pretrain, add_unlearn
 
 
@@ -160,8 +162,25 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_tasks_path(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_tasks_path)
+    parser.description = (
+        "Print the folder of the lm-eval tasks, wherever the package is installed. For the stock command:\n"
+        '  lm_eval ls tasks --include_path "$(medforget tasks-path)"\n'
+        "`medforget eval` needs no path."
+    )
+
+
+def _tasks_path(args: argparse.Namespace) -> int:
+    from harness_tasks.generate import FOLDER
+
+    sys.stdout.write(f"{FOLDER}\n")
+    return 0
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     **DATASET_COMMANDS,
+    "push": ("publish a dataset folder or a checkpoint on the Hub", add_push),
     "pretrain": ("make the tiny model", add_pretrain),
     "finetune": ("teach a model the benchmark", add_finetune),
     "unlearn": ("make a checkpoint forget a level", add_unlearn),
@@ -169,6 +188,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "eval": ("score a checkpoint: lm_eval, with a faster model class and our tasks", _add_eval),
     "run": ("build, train, unlearn, evaluate, report", _add_run),
     "report": ("write the report of a run again", _add_report),
+    "browse": ("show a dataset and a run in a web page on this machine", browse.add_arguments),
+    "tasks-path": ("print the folder of the lm-eval tasks", _add_tasks_path),
 }
 
 

@@ -14,7 +14,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import LEVELS
-from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
@@ -22,6 +21,7 @@ from .answers import score_dataset
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
 from .grouping import group_by_image
+from .hub import check_push, push_finished
 from .methods import INITIAL, EditingMethod, GradientMethod
 from .packing import PackedCollator
 from .preconditions import (
@@ -131,7 +131,8 @@ def unlearn(
     recipe.check_folder(folder)
     grouped, restricted = forget_and_retain(folder, level)
     restricted = restricted or is_restricted(model)
-    check_sharing("the checkpoint", restricted=restricted and bool(training.get("push_to_hub")), target="push_to_hub")
+    if args:
+        check_push(args, restricted=restricted)
     plan = {
         "stage": "unlearn",
         "base": str(model),
@@ -180,6 +181,7 @@ def unlearn(
             if is_writer:
                 info["exact_match"] = scores
                 save_checkpoint(out, trained.model, processor, info, adapter=save_adapter, files=files)
+                push_finished(out, args)
     return scores
 
 
