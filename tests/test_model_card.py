@@ -276,7 +276,10 @@ def test_restricted_weights_have_no_free_licence(run, data_dir, tmp_path):
     folder = write_info(tmp_path / "restricted", NPO, data_dir, run / "vanilla")
     info = json.loads((folder / "medforget.json").read_text()) | {"restricted": True}
     (folder / "medforget.json").write_text(json.dumps(info))
-    for text in (card_files(folder, repo_id=REPO)["README.md"], render_model_card(info)):
+    texts = [card_files(folder, repo_id=REPO)["README.md"], render_model_card(info)]
+    # Nor have those that do not say.
+    (folder / "medforget.json").write_text(json.dumps({k: v for k, v in info.items() if k != "restricted"}))
+    for text in (*texts, card_files(folder, repo_id=REPO)["README.md"]):
         card = ModelCard(text)
         assert (card.data.license, card.data.license_name) == ("other", "data use agreement")
         assert "restricted" in card.data.tags and "must not be shared" in card.text and "Apache" not in card.text
