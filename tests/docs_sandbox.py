@@ -99,7 +99,8 @@ class Sandbox:
         ignored = shutil.ignore_patterns("__pycache__", "reproduce", "*.png")
         for name in ("medforget_dataset", "harness_tasks", "unlearn", "benchmarks", "docs", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        shutil.copy(ROOT / "Makefile", folder)
+        for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
         (folder / "untrained").symlink_to(checkpoint)
         self._tools()
         for what in prepared:
