@@ -53,18 +53,35 @@ def check_endpoint(
         )
 
 
-def check_sharing(what: str, *, restricted: bool, target: str) -> None:
+def check_sharing(
+    what: str,
+    *,
+    restricted: bool,
+    target: str,
+    endpoint: str = "",
+    complies: str = "",
+    public: bool = False,
+) -> None:
     """Refuse to publish something that is restricted.
 
     Args:
         what (`str`): The dataset or checkpoint.
         restricted (`bool`): Whether it derives from data under an agreement.
         target (`str`): Where it would go, as the user named it.
+        endpoint (`str`, *optional*): Address of the Hub; nothing is sent and no name is looked up.
+        complies (`str`, *optional*): Who agreed, under what terms, that it may go there; empty if nobody did.
+        public (`bool`, *optional*, defaults to `False`): Whether everybody is to see it, to which nobody can agree.
 
     Raises:
-        UserError: It is restricted.
+        UserError: It is restricted, and would be public, or the Hub is not on this machine and nobody agreed.
     """
-    if restricted:
+    if not restricted:
+        return
+    says = f"{what} is restricted (derived from data under a data use agreement)"
+    if public:
+        raise UserError(f"{target}: {says} and cannot be published: leave out what would make it public")
+    if not is_loopback(endpoint) and not complies.strip():
         raise UserError(
-            f"{target}: {what} is restricted (derived from data under a data use agreement) and cannot be published"
+            f"{target}: {says} and cannot be published; to a private repository of a Hub that the agreement allows, "
+            'state --endpoint-complies "who agreed, under what terms"'
         )

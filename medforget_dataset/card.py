@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .agreement import RESTRICTED_NOTICE
 from .benchmark import CONFIGS, SPLITS, Benchmark
+from .card_examples import IMAGES, CardExamples
 from .corpora import CorpusProtocol
 from .general_med.pmc_vqa import ATTRIBUTION
 from .hierarchy import LEVELS
@@ -24,6 +25,7 @@ VIEW_NOTES = {
     "acquired radiograph has no depth, and no generative model was given.",
     "svdrr": "Turned views were imagined by SV-DRR, a generative model, from the one acquired image.",
 }
+LICENSES = {"cc-by-3.0": "[CC BY 3.0](https://creativecommons.org/licenses/by/3.0/)"}
 TEMPLATE_NOTE = (
     "Questions come from fixed wordings. A cloze hides the clinically salient term that the rest of its sentence "
     "gives least away. Classification has one constant set of four options for each kind of section, so that options "
@@ -37,7 +39,13 @@ LLM_NOTE = (
 ANATOMY_NOTE = "General-med rows ask anatomy on slices and projections of the embedded CT."
 
 
-def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict, descriptions: dict[str, str]) -> str:
+def render_card(
+    benchmark: Benchmark,
+    features: datasets.Features,
+    splits: dict,
+    descriptions: dict[str, str],
+    examples: CardExamples,
+) -> str:
     """Fill `dataset_card.md`.
 
     Args:
@@ -46,6 +54,7 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
         splits (`dict`): (configuration, split) to its `rows`, `bytes` in memory, `file_bytes` on disk
             and `sha256`.
         descriptions (`dict[str, str]`): One sentence for each configuration.
+        examples ([`~medforget_dataset.card_examples.CardExamples`]): Rows and pictures to show.
 
     Returns:
         `str`: The README with its YAML head.
@@ -53,11 +62,13 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
     corpus, options = benchmark.corpus, benchmark.options
     license: dict[str, Any] = _license(corpus)
     data = DatasetCardData(
-        language="en",
+        language=["en"],
         **license,
         pretty_name="MedForget",
         size_categories=[_size_category(sum(split["rows"] for split in splits.values()))],
         task_categories=["visual-question-answering"],
+        task_ids=["visual-question-answering"],
+        **_origins(benchmark),
         configs=[_config_entry(name) for name in CONFIGS],
         dataset_info=_dataset_infos(corpus, features, splits, descriptions),
         tags=_tags(corpus),
@@ -68,6 +79,9 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
             data,
             template_path=str(TEMPLATE),
             corpus=corpus,
+            license_text=LICENSES.get(corpus.license) or _license_text(corpus),
+            examples=examples,
+            image_folder=IMAGES,
             options=options,
             counts=options.counts,
             command=command(options),
@@ -83,6 +97,17 @@ def render_card(benchmark: Benchmark, features: datasets.Features, splits: dict,
             sections=[(name, count, 100 * count / sections.total()) for name, count in sections.most_common()],
         )
     )
+
+
+def _origins(benchmark: Benchmark) -> dict[str, Any]:
+    """Who wrote texts and answers, in the Hub's words."""
+    is_rendered = benchmark.corpus.name == "embedded"
+    return {
+        "annotations_creators": ["machine-generated"],
+        "language_creators": ["machine-generated"] if is_rendered else ["found", "machine-generated"],
+        "multilinguality": ["monolingual"],
+        "source_datasets": ["original" if is_rendered else "extended"],
+    }
 
 
 def _license_text(corpus: CorpusProtocol) -> str:

@@ -1,4 +1,4 @@
-"""The commands of the dataset: `medforget build | validate | push`."""
+"""The commands of the dataset: `medforget build | validate`."""
 
 from __future__ import annotations
 
@@ -104,27 +104,7 @@ def _validate(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _add_push(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_push)
-    parser.description = (
-        "Upload a dataset folder or a checkpoint to a private repository on the Hub, as it is.\n"
-        "Restricted data, and checkpoints that derive from it, are refused before anything is sent."
-    )
-    parser.add_argument("kind", choices=("dataset", "model"), help="what to upload")
-    parser.add_argument("folder", type=Path, help="dataset folder or checkpoint")
-    parser.add_argument("repository", metavar="ORG/NAME", help="repository on the Hub; made if it is not there")
-
-
-def _push(args: argparse.Namespace) -> int:
-    from .hub import push_dataset, push_model
-
-    url = (push_dataset if args.kind == "dataset" else push_model)(args.folder, args.repository)
-    say(f"{args.folder}: uploaded to {url}, private")
-    return 0
-
-
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "build": ("build the dataset folder", _add_build),
     "validate": ("check a dataset folder", _add_validate),
-    "push": ("upload a dataset folder or a checkpoint", _add_push),
 }

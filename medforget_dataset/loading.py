@@ -48,7 +48,7 @@ def load(
         raise UserError(f"split {split!r} does not exist in {config}; choose from {', '.join(SPLITS[config])}")
     source = find_data(data)
     if isinstance(source, str):
-        revision = _newest_revision(source)
+        revision = newest_revision(source)
         return datasets.load_dataset(source, config, split=split, streaming=streaming, revision=revision)
     record = read_record(source)
     for name in ("README.md", *(parquet_path(config, split) for split in SPLITS[config])):
@@ -78,8 +78,12 @@ def find_data(data: str | os.PathLike | None = None) -> Path | str:
     )
 
 
-def _newest_revision(repository: str) -> str | None:
-    """The commit the Hub serves now; asking for it by name keeps `load_dataset` from falling back to an older one."""
+def newest_revision(repository: str) -> str | None:
+    """The commit the Hub serves now; asking for it by name keeps `load_dataset` from falling back to an older one.
+
+    Raises:
+        UserError: The dataset cannot be read, or the Hub cannot be reached.
+    """
     try:
         return HfApi().dataset_info(repository).sha
     except HfHubHTTPError as error:

@@ -19,6 +19,7 @@ from .partition import is_forgotten
 from .questions import BLANK
 from .questions.cloze import MAX_SHARE
 from .questions.phrasings import contains
+from .viewer import viewer_problems
 from .views import VIEW_METHODS
 from .writer import changed_file, parquet_path, read_record
 
@@ -53,6 +54,7 @@ def validate(folder: Path) -> list[str]:
                 problems.append(f"{path}: cannot be read: {error}")
                 continue
             problems += _schema_problems(path)
+    problems += viewer_problems(folder)
     if len(tables) < sum(map(len, SPLITS.values())):
         return problems
     finetune = tables["finetune", "train"]

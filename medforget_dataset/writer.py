@@ -17,10 +17,12 @@ from .benchmark import SPLITS, Benchmark
 from .build_log import LOG, BuildLog
 from .builder import DESCRIPTIONS, FEATURES, VERSION
 from .card import render_card
+from .card_examples import IMAGES, choose_examples
 from .errors import UserError
 from .hierarchy import LEVELS
 from .options import BuildOptions
 from .questions.llm import CONCURRENCY
+from .viewer import ROW_GROUP_BYTES
 
 
 logger = logging.getLogger(__name__)
@@ -159,7 +161,12 @@ def _write(folder: Path, benchmark: Benchmark, record: dict) -> None:
                 "file_bytes": path.stat().st_size,
                 "sha256": sha256(path),
             }
-    (folder / "README.md").write_text(render_card(benchmark, FEATURES, splits, DESCRIPTIONS), encoding="utf-8")
+    examples = choose_examples(benchmark)
+    for name, content in examples.images.items():
+        (folder / IMAGES).mkdir(exist_ok=True)
+        (folder / IMAGES / name).write_bytes(content)
+    card = render_card(benchmark, FEATURES, splits, DESCRIPTIONS, examples)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     record |= {
         "restricted": benchmark.corpus.restricted,
         "views": {"method": benchmark.view_method} | (benchmark.svdrr.record() if benchmark.svdrr else {}),
@@ -178,9 +185,12 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
     `Dataset.to_parquet` would write every row's image again: 61 MB instead of 4 for 3,840 rows of 256 images.
     """
+    # Where one page cannot hold all distinct images, the rest is written row by row, as the table counts its bytes.
+    groups = -(-table.nbytes // (ROW_GROUP_BYTES // 2))
     pq.write_table(
         table,
         path,
+        row_group_size=max(1, table.num_rows // max(1, groups)),
         compression="zstd",
         use_dictionary=True,
         dictionary_pagesize_limit=DICTIONARY_PAGE_BYTES,

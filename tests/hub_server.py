@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,15 +28,21 @@ class HubError(Exception):
 
 
 class Hub(ThreadingHTTPServer):
-    """`with Hub(folder, tokens={"hf_alice": "alice"}) as hub:` serves at `hub.url`; `hub.log` lists the requests."""
+    """`with Hub(folder, tokens={"hf_alice": "alice"}) as hub:` serves at `hub.url`; `hub.log` lists the requests.
+
+    `members` says who may write for an organisation. After `hub.uploads_left` uploads the
+    connection is dropped without an answer; a hub that `ignores_private` makes every repository public.
+    """
 
     daemon_threads = True
 
-    def __init__(self, root, tokens):
+    def __init__(self, root, tokens, members=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.blobs = Path(root) / "blobs"
         self.blobs.mkdir(parents=True, exist_ok=True)
-        self.tokens, self.repos, self.log, self.lock = tokens, {}, [], threading.Lock()
+        self.tokens, self.members = tokens, members or {}
+        self.repos, self.log, self.lock = {}, [], threading.Lock()
+        self.uploads_left, self.ignores_private = None, False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
@@ -45,6 +52,13 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *exc):
         self.shutdown()
         self.server_close()
+
+    def may_write(self, user, owner):
+        return user == owner or user in self.members.get(owner, ())
+
+    def sent(self):
+        """Paths of what clients have written since the log was last cleared: files, and commits."""
+        return [path for _, name, path in self.log if name in ("lfs_put", "commit", "create", "settings")]
 
     def put_blob(self, data):
         oid = hashlib.sha256(data).hexdigest()
@@ -96,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
                         return getattr(self, name)()
             self.server.log.append((self.command, "UNROUTED", self.path))
             raise HubError(404, "RepoNotFound", f"no route for {self.command} {url.path}")
+        except ConnectionAbortedError:
+            self.close_connection = True
         except HubError as err:
             self.reply({"error": err.message}, err.status, {"X-Error-Code": err.code, "X-Error-Message": err.message})
 
@@ -130,10 +146,10 @@ class Handler(BaseHTTPRequestHandler):
     def repo(self, write=False):
         """Private repos answer 404 RepoNotFound to strangers, gated ones 403 GatedRepo on content, as the Hub does."""
         user, repo = self.user(required=write), self.server.repos.get((self.args["kind"] or "models", self.args["id"]))
-        owner = self.args["id"].split("/")[0]
-        if repo is None or (repo["private"] and user != owner):
+        is_ours = self.server.may_write(user, self.args["id"].split("/")[0])
+        if repo is None or (repo["private"] and not is_ours):
             raise HubError(404 if user else 401, "RepoNotFound", "Repository not found")
-        if write and user != owner:
+        if write and not is_ours:
             raise HubError(403, "Forbidden", f"{user} cannot write to {self.args['id']}")
         return repo
 
@@ -146,8 +162,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def entry(self, path, file):
         oid, size, is_lfs = file
-        row = {"type": "file", "path": path, "size": size, "oid": oid[:40]}
+        row = {"type": "file", "path": path, "size": size, "oid": self.git_oid(oid)}
         return {**row, "lfs": {"oid": oid, "size": size, "pointerSize": 134}} if is_lfs else row
+
+    def git_oid(self, oid):
+        data = (self.server.blobs / oid).read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
     def whoami(self):
         name = self.user(required=True)
@@ -159,11 +179,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self):
         data = json.loads(self.body)
-        owner = data.get("organization") or self.user(required=True)
+        user = self.user(required=True)
+        owner = data.get("organization") or user
+        if not self.server.may_write(user, owner):
+            raise HubError(403, "Forbidden", f"{user} cannot create a repository of {owner}")
         kind, repo_id = (data.get("type") or "model") + "s", f"{owner}/{data['name']}"
         if (kind, repo_id) in self.server.repos:
             raise HubError(409, "Conflict", "You already created this repo")
         private = data.get("visibility", "private" if data.get("private") else "public") == "private"
+        private = private and not self.server.ignores_private
         self.server.repos[kind, repo_id] = {"private": private, "gated": False, "commits": []}
         self.add_commit(self.server.repos[kind, repo_id], "initial commit", {})
         prefix = "" if kind == "models" else kind + "/"
@@ -240,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self):
         repo = self.repo()
-        if repo["gated"] and self.user() != self.args["id"].split("/")[0]:
+        if repo["gated"] and not self.server.may_write(self.user(), self.args["id"].split("/")[0]):
             raise HubError(403 if self.user() else 401, "GatedRepo", "Access to this repo is restricted")
         commit = self.files(repo)
         if self.args["path"] not in commit["files"]:
@@ -261,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
             lfs = file["size"] > LFS_THRESHOLD or file["path"].endswith(LFS_SUFFIXES)
             old = commit["files"].get(file["path"])
             row = {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
-            rows.append({**row, "oid": old[0]} if old else row)
+            rows.append({**row, "oid": old[0] if old[2] else self.git_oid(old[0])} if old else row)
         self.reply({"files": rows, "commitOid": commit["sha"]})
 
     def lfs_batch(self):
@@ -275,17 +299,24 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"transfer": "basic", "objects": objects})
 
     def lfs_put(self):
+        if self.server.uploads_left is not None:
+            if not self.server.uploads_left:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                raise ConnectionAbortedError
+            self.server.uploads_left -= 1
         if self.server.put_blob(self.body) != self.args["oid"]:
             raise HubError(400, "BadRequest", "oid does not match content")
         self.reply({})
 
     def commit(self):
         repo = self.repo(write=True)
-        files, title = dict(self.files(repo)["files"]), ""
+        files, title, description = dict(self.files(repo)["files"]), "", ""
         for line in filter(None, self.body.split(b"\n")):
             key, value = (item := json.loads(line))["key"], item["value"]
             if key == "header":
-                title = value["summary"]
+                title, description = value["summary"], value.get("description", "")
+                if value.get("parentCommit", repo["commits"][-1]["sha"]) != repo["commits"][-1]["sha"]:
+                    raise HubError(412, "PreconditionFailed", "A commit has happened since")
             elif key == "file":
                 data = base64.b64decode(value["content"])
                 files[value["path"]] = (self.server.put_blob(data), len(data), False)
@@ -297,7 +328,7 @@ class Handler(BaseHTTPRequestHandler):
                 files.pop(value["path"], None)
             elif key == "deletedFolder":
                 files = {p: f for p, f in files.items() if not p.startswith(value["path"].rstrip("/") + "/")}
-        sha = self.add_commit(repo, title, files)
+        sha = self.add_commit(repo, title, files, description)
         prefix = "" if self.args["kind"] == "models" else self.args["kind"] + "/"
         self.reply(
             {
@@ -308,9 +339,9 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def add_commit(self, repo, title, files):
+    def add_commit(self, repo, title, files, description=""):
         date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
         parent = repo["commits"][-1]["sha"] if repo["commits"] else ""
         sha = hashlib.sha1(json.dumps([parent, title, date, sorted(files.items())]).encode()).hexdigest()
-        repo["commits"].append({"sha": sha, "title": title, "date": date, "files": files})
+        repo["commits"].append({"sha": sha, "title": title, "description": description, "date": date, "files": files})
         return sha

@@ -16,10 +16,11 @@ from hub_server import Hub
 from medforget_dataset import UserError, build, load
 from medforget_dataset.agreement import check_endpoint, is_loopback
 from medforget_dataset.corpora import embedded
-from medforget_dataset.hub import push_dataset, push_model
+from medforget_dataset.hub import push_dataset
 from medforget_dataset.validate import validate
 from unlearn.cli import main
 from unlearn.finetune import finetune
+from unlearn.hub import push_model
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_publishing_is_refused_in_one_line_before_anything_is_sent(
         call = ["push", "model", str(checkpoint), "someone/model"]
     else:
         call = ["finetune", "--data", str(restricted_dir), "--model", str(tiny_checkpoint), "--out"]
-        call += [str(tmp_path / "out"), "--set", "push_to_hub=true", "--set", "max_steps=1"]
+        call += [str(tmp_path / "out"), "--push-to-hub", "someone/model", "--set", "max_steps=1"]
     assert main(call) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "is restricted" in lines[0] and "cannot be published" in lines[0]

@@ -10,8 +10,7 @@ from stand_in import SMALL, make_model, make_rows
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
 from medforget_dataset import UserError
-from medforget_dataset.hub import CHECKPOINT_INFO
-from unlearn.checkpoints import load_checkpoint, save_checkpoint
+from unlearn.checkpoints import CHECKPOINT_INFO, load_checkpoint, save_checkpoint
 from unlearn.models import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_model
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +23,15 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from harness_tasks.adapters import ADAPTER_CONFIG, adapter_config
 from medforget_dataset.atomic import replacing, write_text
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import CHECKPOINT_INFO
+from medforget_dataset.hub import hub_file, is_hub_id
 
 from .model_card import render_model_card
 
 
-ADAPTER_CONFIG = "adapter_config.json"
+CHECKPOINT_INFO = "medforget.json"
 MODEL_TYPE = "qwen2_5_vl"
 _SAVE_PROCESSOR = "save the processor of the model that it was trained from beside it"
 RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -69,7 +69,7 @@ def load_checkpoint(
     """
     path = str(path)
     processor = check_checkpoint(path, max_pixels=max_pixels)
-    if Path(path, ADAPTER_CONFIG).is_file():
+    if adapter_config(path):
         model = _load_adapter(path, dtype, attn_implementation)
     else:
         model = _load_model(path, dtype, attn_implementation)
@@ -113,11 +113,12 @@ def read_config(path: str) -> PreTrainedConfig:
             short.
     """
     folder = Path(path)
-    if not folder.is_dir() and (folder.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
+    if not folder.is_dir() and not is_hub_id(path):
         raise UserError(f"{path}: no such checkpoint folder")
-    if (folder / ADAPTER_CONFIG).is_file():
+    if adapter_config(path):
         base = _base_of(path)
-        _check_weights(folder, SAFETENSORS_WEIGHTS_NAME)
+        if folder.is_dir():
+            _check_weights(folder, SAFETENSORS_WEIGHTS_NAME)
         try:
             return read_config(base)
         except UserError as error:
@@ -173,6 +174,11 @@ def _load_model(path: str, dtype: torch.dtype | str, attention: str | dict[str, 
         missing = sorted(loading["missing_keys"])
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; is a shard missing?")
     return model
+
+
+def adapter_base(path: str | os.PathLike) -> str | None:
+    """What a checkpoint that is an adapter says that it belongs to: a folder or Hub id; nothing of a whole model."""
+    return _base_of(str(path)) if adapter_config(str(path)) else None
 
 
 def _base_of(path: str) -> str:
@@ -289,7 +295,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def is_restricted(path: str | os.PathLike | None) -> bool:
     """Whether a checkpoint says that it derives from restricted data."""
-    return bool(path and read_info(path).get("restricted"))
+    if not path:
+        return False
+    on_hub = hub_file(str(path), CHECKPOINT_INFO)
+    return bool((_read_json(on_hub) if on_hub else read_info(path)).get("restricted"))
 
 
 def check_output(path: str | os.PathLike) -> Path:
@@ -361,5 +370,5 @@ def save_checkpoint(
         contents = {CHECKPOINT_INFO: {**info, "versions": versions}, **(files or {})}
         for name, content in contents.items():
             write_text(partial / name, json.dumps(content, indent=2) + "\n")
-        (partial / "README.md").write_text(render_model_card(info), encoding="utf-8")
+        (partial / "README.md").write_text(render_model_card(contents[CHECKPOINT_INFO]), encoding="utf-8")
     return path

@@ -1,5 +1,5 @@
 """The command line: `medforget build | validate | push | pretrain | finetune | unlearn | sweep | eval | run |
-report | tasks-path`."""
+report | browse | tasks-path`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.processes import is_first_process
 
 from . import sweep
+from .browse import command as browse
+from .push_cli import add_push
 from .training_cli import add_finetune, add_pretrain, add_unlearn
 
 
@@ -178,6 +180,7 @@ def _tasks_path(args: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     **DATASET_COMMANDS,
+    "push": ("publish a dataset folder or a checkpoint on the Hub", add_push),
     "pretrain": ("make the tiny model", add_pretrain),
     "finetune": ("teach a model the benchmark", add_finetune),
     "unlearn": ("make a checkpoint forget a level", add_unlearn),
@@ -185,6 +188,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "eval": ("score a checkpoint: lm_eval, with a faster model class and our tasks", _add_eval),
     "run": ("build, train, unlearn, evaluate, report", _add_run),
     "report": ("write the report of a run again", _add_report),
+    "browse": ("show a dataset and a run in a web page on this machine", browse.add_arguments),
     "tasks-path": ("print the folder of the lm-eval tasks", _add_tasks_path),
 }
 

@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
+from medforget_dataset.hub import check_name
 
 from .lora import LANGUAGE_LINEAR
 from .methods import INITIAL, GradientMethod, Method, get_method, get_preset, make_method, method_arguments
@@ -85,6 +86,8 @@ class FineTuneConfig(SFTConfig):
             When to write intermediate checkpoints.
         report_to (`str`, *optional*, defaults to `"none"`):
             Service to send metrics to.
+        hub_private_repo (`bool`, *optional*, defaults to `True`):
+            Whether the repository of `push_to_hub` stays private. Of restricted rows it always does.
     """
 
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of the model."})
@@ -121,6 +124,9 @@ class FineTuneConfig(SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     save_strategy: str = field(default="no", metadata={"help": "When to write intermediate checkpoints."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Service to send metrics to."})
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Keep the repository of push_to_hub private."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep off: the collator reads columns that the model does not take."}
     )
@@ -164,6 +170,10 @@ class FineTuneConfig(SFTConfig):
             raise UserError(f"max_steps is {self.max_steps}; it must be more than 0, or -1 for whole epochs")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be between 0 and {2**32 - 1}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise UserError("push_to_hub: give hub_model_id too, ORG/NAME")
+        if self.push_to_hub:
+            check_name(str(self.hub_model_id))
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
 

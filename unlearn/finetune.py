@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 
 from medforget_dataset import CONFIGS, LEVELS
-from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
@@ -21,6 +20,7 @@ from .batches import RehearsalBatches
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import FineTuneConfig, make_config
 from .grouping import group_by_image
+from .hub import check_push, push_finished
 from .preconditions import (
     OWNED,
     check_adapter,
@@ -137,7 +137,7 @@ def finetune(
     check_two_patients(folder, config, grouped)
     rehearsed = group_by_image(load_rows(folder, "general_med")) if preset in TINY_PRESETS else None
     restricted = any(rows["restricted"]) or is_restricted(source)
-    check_sharing("the checkpoint", restricted=restricted and bool(arguments.get("push_to_hub")), target="push_to_hub")
+    check_push(args, restricted=restricted)
     plan = {
         "stage": "finetune",
         "base": str(source) if source else preset,
@@ -200,4 +200,5 @@ def finetune(
                     "run": output.digest,
                 }
                 save_checkpoint(out, trained.model, processor, info, adapter=save_adapter)
+                push_finished(out, args)
     return scores

@@ -25,6 +25,7 @@ GROUPED_FEATURES = datasets.Features(
                 "task": datasets.Value("string"),
                 "level": datasets.Value("string"),
                 "forget": datasets.Value("bool"),
+                "restricted": datasets.Value("bool"),
             }
         ),
     }
@@ -61,7 +62,8 @@ def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collect
 
     Returns:
         [`~datasets.Dataset`]: One example an image, in order of first appearance, with the columns `key`, `image`
-        (encoded, not decoded) and `rows` (a list of id, question, answer, training_phrasings, task, level, forget).
+        (encoded, not decoded) and `rows` (a list of id, question, answer, training_phrasings, task, level, forget,
+        restricted).
 
     Raises:
         UserError: If `dataset` has no rows or one without question or answer, or `forget` names rows that it does not
@@ -73,6 +75,8 @@ def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collect
     table = dataset.select_columns(names).with_format(None)[:]
     for name in ("task", "level"):
         table[name] = dataset.features[name].int2str(table[name])
+    # Rows that do not say may be.
+    restricted = dataset["restricted"][:] if "restricted" in dataset.column_names else [True] * len(dataset)
     forget_ids = set(forget["id"] if isinstance(forget, datasets.Dataset) else forget)
     if missing := forget_ids.difference(table["id"]):
         raise UserError(f"{len(missing)} rows to forget are not in the dataset, {min(missing)} among them")
@@ -87,7 +91,7 @@ def group_by_image(dataset: datasets.Dataset, forget: datasets.Dataset | Collect
         if key not in groups:
             groups[key] = []
             first_rows.append(index)
-        groups[key].append({**row, "forget": row["id"] in forget_ids})
+        groups[key].append({**row, "forget": row["id"] in forget_ids, "restricted": restricted[index]})
 
     images = dataset.select_columns(["image"]).with_format("arrow")[first_rows]["image"]
     columns = {"key": list(groups), "rows": list(groups.values())}

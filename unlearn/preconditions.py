@@ -33,6 +33,8 @@ _ACCELERATE = "give --accelerate-config"
 _ORDER = "the order of images follows from --seed"
 _MEASURED = "--keep-best and --retain-floor measure while unlearning"
 _READ = "rows are gathered by image and made into tokens as they are drawn"
+_FINISHED = "push_to_hub sends the finished checkpoint, to the main branch"
+
 OWNED = {
     "output_dir": "give --out",
     "disable_tqdm": "give quiet",
@@ -79,6 +81,9 @@ OWNED = {
     "fsdp": _ACCELERATE,
     "fsdp_config": _ACCELERATE,
     "ddp_backend": _ACCELERATE,
+    "hub_strategy": _FINISHED,
+    "hub_always_push": _FINISHED,
+    "hub_revision": _FINISHED,
     "hub_token": "it would be written beside the weights; log in with `hf auth login`",
     "accelerator_config": _ACCELERATE,
 }

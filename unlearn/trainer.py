@@ -33,6 +33,7 @@ from .lora import make_lora_config
 from .methods import INITIAL, AnswerBatch
 from .methods._base import count_answers
 from .packing import IGNORED, RowCollator, make_collator
+from .private_hub import PrivateHub
 from .reference import reference_log_probs
 from .vision_cache import VisionCache, vision_tower, without_gradient
 
@@ -41,7 +42,7 @@ class TrainingDiverged(UserError):
     """Training was stopped because its loss is no number, or what was to be retained is lost."""
 
 
-class FineTuneTrainer(SFTTrainer):
+class FineTuneTrainer(PrivateHub, SFTTrainer):
     """
     Train on the answers of image-packed sequences by cross-entropy.
 
@@ -229,13 +230,9 @@ class FineTuneTrainer(SFTTrainer):
         # Walks the whole model at every step, for a number that packed sequences make wrong.
         return 0
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        # TRL's names the wrong licence; a checkpoint's own card is written beside it when it is done.
-        pass
-
-    def _send_telemetry(self) -> None:
-        # Nothing leaves a machine that may hold credentialed data.
-        pass
+    def described(self) -> dict[str, Any]:
+        """What `medforget.json` says of the training."""
+        return {"stage": "finetune"}
 
 
 class UnlearnTrainer(FineTuneTrainer):
@@ -378,6 +375,14 @@ class UnlearnTrainer(FineTuneTrainer):
         bare = self.accelerator.unwrap_model(model)
         with bare.disable_adapter() if isinstance(bare, PeftModel) else nullcontext():
             yield bare
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "stage": "unlearn",
+            "level": self.args.level,
+            "method": self.method.name,
+            "method_arguments": self.method.arguments(),
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)

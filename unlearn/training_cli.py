@@ -123,6 +123,11 @@ def _add_training(parser: argparse.ArgumentParser, config: type, flags: Sequence
     run.add_argument(
         "--save-adapter", action="store_true", help="write the LoRA adapter alone, not merged (with --lora)"
     )
+    run.add_argument(
+        "--push-to-hub",
+        metavar="ORG/NAME",
+        help="upload the finished checkpoint, as `medforget push model` does, to a private repository",
+    )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of order, wordings and views")
     run.add_argument(
         "--accelerate-config",
@@ -180,6 +185,8 @@ def _training_arguments(args: argparse.Namespace, names: Sequence[str]) -> dict[
     from .config import FineTuneConfig, UnlearnConfig
 
     chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.push_to_hub:
+        chosen |= {"push_to_hub": True, "hub_model_id": args.push_to_hub}
     config = UnlearnConfig if args.command == "unlearn" else FineTuneConfig
     # These have flags of their own, or are not the user's to choose.
     own = {"output_dir", "disable_tqdm", "method", "method_args", "level", *vars(args)} - set(chosen)

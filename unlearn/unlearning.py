@@ -14,7 +14,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from medforget_dataset import LEVELS
-from medforget_dataset.agreement import check_sharing
 from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
@@ -22,6 +21,7 @@ from .answers import score_dataset
 from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
 from .grouping import group_by_image
+from .hub import check_push, push_finished
 from .methods import INITIAL, EditingMethod, GradientMethod
 from .packing import PackedCollator
 from .preconditions import (
@@ -131,7 +131,8 @@ def unlearn(
     recipe.check_folder(folder)
     grouped, restricted = forget_and_retain(folder, level)
     restricted = restricted or is_restricted(model)
-    check_sharing("the checkpoint", restricted=restricted and bool(training.get("push_to_hub")), target="push_to_hub")
+    if args:
+        check_push(args, restricted=restricted)
     plan = {
         "stage": "unlearn",
         "base": str(model),
@@ -152,6 +153,7 @@ def unlearn(
     if output.is_done:
         return read_info(out)["exact_match"]
     info: dict[str, Any] = plan | {"arguments": training, "restricted": restricted, "run": output.digest}
+    info["forgotten"] = forgotten_counts(grouped, level)
     files: dict[str, Any] = {}
     with telling_out_of_memory(args), output.in_progress() if args else nullcontext() as in_progress:
         if isinstance(instance, EditingMethod):
@@ -179,6 +181,7 @@ def unlearn(
             if is_writer:
                 info["exact_match"] = scores
                 save_checkpoint(out, trained.model, processor, info, adapter=save_adapter, files=files)
+                push_finished(out, args)
     return scores
 
 
@@ -224,6 +227,24 @@ def forget_and_retain(folder: str | os.PathLike, level: str) -> tuple[datasets.D
         if wrong:
             raise UserError(f"{folder}: {len(wrong)} rows {where}, {min(wrong)} first; build the dataset again")
     return group_by_image(rows, ids["forget"]), any(rows["restricted"])
+
+
+def forgotten_counts(grouped: datasets.Dataset, level: str) -> dict[str, int]:
+    """
+    How much is to be forgotten, for the card, which names nothing of it: `nodes` of the level of which no row is kept
+    that tests the level or what is beneath it, and `rows` `of` all.
+
+    Args:
+        grouped ([`~datasets.Dataset`]):
+            Examples of [`~unlearn.grouping.group_by_image`].
+        level (`str`):
+            Level that is forgotten.
+    """
+    depth = LEVELS.index(level) + 1
+    rows = [row for example in grouped["rows"] for row in example]
+    own = [row for row in rows if LEVELS.index(row["level"]) + 1 >= depth]
+    forget, retain = ({"/".join(r["id"].split("/")[:depth]) for r in own if r["forget"] == side} for side in (1, 0))
+    return {"nodes": len(forget - retain), "rows": sum(row["forget"] for row in rows), "of": len(rows)}
 
 
 def exact_match_by_side(

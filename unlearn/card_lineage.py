@@ -1,0 +1,87 @@
+"""Where a checkpoint comes from, as far as it can be told: the stages that made it, the base model, the dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medforget_dataset.errors import UserError
+from medforget_dataset.writer import read_record
+
+from .card_commands import hub_base, is_hub_id
+from .checkpoints import read_info
+from .presets import TINY_PRESETS
+from .training import fingerprint
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """
+    The stages that made a checkpoint.
+
+    Attributes:
+        stages (`tuple[dict, ...]`):
+            What `medforget.json` of each says, the checkpoint's own last. The first may itself come from a checkpoint
+            that is no longer there.
+        base (`str`, *optional*):
+            Hub id of the model that the first stage started from.
+        is_tiny (`bool`):
+            Whether the first stage started from nothing.
+        record (`dict`, *optional*):
+            What `build.json` of the dataset says, or the run's report of it.
+        dataset (`str`, *optional*):
+            Hub id of the dataset.
+    """
+
+    stages: tuple[dict[str, Any], ...]
+    base: str | None = None
+    is_tiny: bool = False
+    record: dict[str, Any] | None = None
+    dataset: str | None = None
+
+
+def trace(checkpoint: Path) -> Lineage:
+    """
+    Follow a checkpoint back to the model that it was made from, through folders that are still what they were.
+
+    Args:
+        checkpoint (`Path`):
+            Its folder.
+    """
+    info = read_info(checkpoint)
+    stages, base, is_tiny = _before(checkpoint, info)
+    data, files = info.get("data"), info.get("data files")
+    record = None
+    if data and Path(data).is_dir() and files in (None, fingerprint(data)):
+        try:
+            record = read_record(Path(data))
+        except UserError:  # of another version: what it was is not known
+            record = None
+    dataset = data if data and data == files and is_hub_id(data) else None
+    return Lineage((*stages, info), base, is_tiny, record, dataset)
+
+
+def _before(checkpoint: Path, info: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], str | None, bool]:
+    """The stages before a checkpoint, and what the first of them started from."""
+    base, files = info.get("base"), info.get("base files")
+    if info.get("stage") == "pretrain" or (base in TINY_PRESETS and files is None):
+        return (), None, True
+    if not base or base == files:
+        return (), hub_base(info), False
+    for folder in (Path(base), checkpoint.parent / Path(base).name):
+        if folder.is_dir() and fingerprint(folder) == files:
+            before = read_info(folder)
+            stages, root, is_tiny = _before(folder, before)
+            return (*stages, before), root, is_tiny
+    return (), None, False
+
+
+def check_hub_id(flag: str, name: str) -> None:
+    """Refuse a name that the Hub could not have.
+
+    Raises:
+        UserError: It is not `ORG/NAME`.
+    """
+    if not is_hub_id(name):
+        raise UserError(f"{flag} {name}: is not a Hub id; give ORG/NAME")

@@ -1,0 +1,196 @@
+"""Checkpoints on the Hub: what goes up, and how one that is there is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+from medforget_dataset.errors import UserError
+from medforget_dataset.hub import Content, Published, Upload, check_allowed, check_name, publish
+
+from .checkpoints import ADAPTER_CONFIG, CHECKPOINT_INFO, check_checkpoint, read_info
+from .config import FineTuneConfig
+from .model_card import card_files
+
+
+# What transformers, PEFT and we write for a checkpoint; anything else beside it stays here.
+_WEIGHTS = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
+_FILES = frozenset(
+    (
+        "model.safetensors.index.json",
+        "config.json",
+        "generation_config.json",
+        ADAPTER_CONFIG,
+        "processor_config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "zeroed_channels.json",
+        CHECKPOINT_INFO,
+    )
+)
+
+
+def push_model(
+    checkpoint: Path,
+    repo_id: str,
+    *,
+    run: Path | None = None,
+    base: str | None = None,
+    dataset: str | None = None,
+    public: bool = False,
+    replace: bool = False,
+    complies: str = "",
+    token: str | None = None,
+) -> Published:
+    """
+    Upload a checkpoint to a private repository.
+
+    Args:
+        checkpoint (`Path`):
+            A folder written by `medforget finetune` or `medforget unlearn`: a model, or a LoRA adapter.
+        repo_id (`str`):
+            `ORG/NAME` on the Hub; made if it is not there, private.
+        run (`Path`, *optional*):
+            Folder of the run whose report has the checkpoint's scores, for its card. Defaults to the folder that the
+            checkpoint is in, if that is one.
+        base (`str`, *optional*):
+            Hub id of the model that it was made from, where that is a folder here.
+        dataset (`str`, *optional*):
+            Hub id of the dataset that it was made with, where that is a folder here.
+        public (`bool`), replace (`bool`), complies (`str`), token (`str`):
+            As in [`~medforget_dataset.hub.publish`].
+
+    Returns:
+        [`~medforget_dataset.hub.Published`]: What was sent.
+
+    Raises:
+        UserError: As [`model_upload`] and [`~medforget_dataset.hub.publish`].
+    """
+    restricted = _is_restricted(_checked_info(checkpoint))
+    check_allowed(str(checkpoint), repo_id, restricted=restricted, public=public, complies=complies)
+    upload = model_upload(checkpoint, repo_id, run=run, base=base, dataset=dataset)
+    return publish(
+        upload, repo_id, what=str(checkpoint), public=public, replace=replace, complies=complies, token=token
+    )
+
+
+def model_upload(
+    checkpoint: Path, repo_id: str, *, run: Path | None = None, base: str | None = None, dataset: str | None = None
+) -> Upload:
+    """
+    The files of a checkpoint: weights as safetensors, processor, `medforget.json`, and a card with what was measured.
+
+    Folders of this machine are left out of all of them; `medforget.json` and an adapter's configuration name the base
+    and the dataset on the Hub, or by the last part of their path.
+
+    Args:
+        checkpoint (`Path`), repo_id (`str`), run (`Path`), base (`str`), dataset (`str`):
+            As in [`push_model`].
+
+    Raises:
+        UserError: The folder is not a MedForget checkpoint, cannot be loaded, or has weights that are not safetensors.
+    """
+    for name in filter(None, (repo_id, base, dataset)):
+        check_name(name)
+    info = _checked_info(checkpoint)
+    check_checkpoint(checkpoint)
+    if not any(_WEIGHTS.fullmatch(file.name) for file in checkpoint.iterdir()):
+        raise UserError(f"{checkpoint}: has no weights as safetensors, and no others are published")
+    files: dict[str, Content] = {
+        file.name: file
+        for file in sorted(checkpoint.iterdir())
+        if file.name in _FILES or _WEIGHTS.fullmatch(file.name)
+    }
+    files[CHECKPOINT_INFO] = _json(_portable(info, {"base": base, "data": dataset}))
+    if ADAPTER_CONFIG in files:
+        adapter = json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        files[ADAPTER_CONFIG] = _json(adapter | ({"base_model_name_or_path": base} if base else {}))
+    cards = card_files(checkpoint, repo_id=repo_id, run=run, base=base, dataset=dataset)
+    files |= {name: text.encode() for name, text in cards.items()}
+    describing = frozenset((*cards, CHECKPOINT_INFO))
+    return Upload("model", files, _is_restricted(info), describing)
+
+
+def check_push(args: FineTuneConfig, *, restricted: bool) -> None:
+    """
+    Refuse, before training, to push what must not be published.
+
+    Args:
+        args ([`~unlearn.config.FineTuneConfig`]):
+            Training arguments, `push_to_hub` among them.
+        restricted (`bool`):
+            Whether the checkpoint will be of restricted data.
+
+    Raises:
+        UserError: As [`~medforget_dataset.hub.check_allowed`].
+    """
+    if args.push_to_hub:
+        public = not args.hub_private_repo
+        check_allowed("the checkpoint", str(args.hub_model_id), restricted=restricted, public=public)
+
+
+def push_finished(checkpoint: str | os.PathLike, args: FineTuneConfig | None) -> None:
+    """
+    Upload a checkpoint that has been written, where its training arguments say so.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            Folder of the checkpoint.
+        args ([`~unlearn.config.FineTuneConfig`], *optional*):
+            Training arguments, if there was training.
+
+    Raises:
+        UserError: As [`push_model`]; the checkpoint is complete all the same.
+    """
+    if args is None or not args.push_to_hub:
+        return
+    repo_id = str(args.hub_model_id)
+    try:
+        push_model(Path(checkpoint), repo_id, public=not args.hub_private_repo)
+    except UserError as error:
+        raise UserError(
+            f"{error}; {checkpoint} is complete: `medforget push model {checkpoint} {repo_id}` sends it"
+        ) from error
+
+
+def left_out(checkpoint: Path) -> list[str]:
+    """Names of what lies in a checkpoint's folder and is not uploaded."""
+    kept = _FILES | {"README.md"}
+    return sorted(f.name for f in checkpoint.iterdir() if f.name not in kept and not _WEIGHTS.fullmatch(f.name))
+
+
+def _checked_info(checkpoint: Path) -> dict[str, Any]:
+    if not (checkpoint / CHECKPOINT_INFO).is_file():
+        raise UserError(f"{checkpoint}: not a MedForget checkpoint (no readable {CHECKPOINT_INFO})")
+    return read_info(checkpoint)
+
+
+def _is_restricted(info: dict[str, Any]) -> bool:
+    # A checkpoint that does not say what it derives from may be of restricted data.
+    return info.get("restricted", True) is not False
+
+
+def _portable(value: Any, named: dict[str, str | None] | None = None) -> Any:
+    """The same without this machine's folders, which say who made it and mean nothing elsewhere."""
+    if isinstance(value, dict):
+        return {key: (named or {}).get(key) or _portable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_portable(entry) for entry in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "..")):
+        return PurePath(value).name
+    return value
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,0 +1,134 @@
+"""What a trainer does with the Hub: nothing but the finished model goes there, and to a private repository."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import ProcessorMixin
+
+from medforget_dataset.errors import UserError
+from medforget_dataset.hub import Upload, reserve
+
+from .checkpoints import is_restricted, save_checkpoint
+from .hub import push_model
+
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer as _Trainer
+else:
+    _Trainer = object
+
+
+class PrivateHub(_Trainer):
+    """
+    `push_to_hub` of a trainer, in the place of transformers' own: the repository is private, restricted rows stay
+    where they are, and of the folder only the model, its processor and the card are sent.
+    """
+
+    is_sharded: bool
+
+    def described(self) -> dict[str, Any]:
+        """What `medforget.json` says of the training."""
+        return {}
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Make the repository, private, before training: a name or token that is wrong is told at once.
+
+        Args:
+            token (`str`, *optional*): The Hub's token. Defaults to that of `hf auth login` or `HF_TOKEN`.
+            private (`bool`, *optional*): Whether it stays private. Defaults to `args.hub_private_repo`.
+
+        Raises:
+            UserError: As [`~medforget_dataset.hub.reserve`].
+        """
+        if not self.is_world_process_zero():
+            return
+        upload = Upload("model", {}, self._is_restricted())
+        repo_id: Any = self._repo_id()
+        self.hub_model_id = repo_id
+        reserve(upload, repo_id, what="the checkpoint", public=self._is_public(private), token=token)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """
+        Upload the model, or the adapter that was trained, with its processor and card.
+
+        Args:
+            commit_message (`str`), blocking (`bool`), revision (`str`), **kwargs (`Any`):
+                Taken as in transformers, and not used: one commit is made on the main branch, and waited for.
+            token (`str`, *optional*): As in [`init_hf_repo`].
+            private (`bool`, *optional*): As in [`init_hf_repo`].
+
+        Returns:
+            `str`: Address of the repository.
+
+        Raises:
+            UserError: As [`~unlearn.hub.push_model`], and if the model is spread over processes.
+        """
+        if self.is_sharded:
+            raise UserError("push_to_hub: the model is spread over processes; save it, then `medforget push model`")
+        self.accelerator.wait_for_everyone()
+        if not self.is_world_process_zero():
+            return ""
+        model = self.accelerator.unwrap_model(self.model)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "checkpoint"
+            is_adapter = isinstance(model, PeftModel)
+            processor = cast(ProcessorMixin, self.processing_class)
+            save_checkpoint(folder, model, processor, self._info(), adapter=is_adapter)
+            return push_model(folder, self._repo_id(), public=self._is_public(private), token=token).url
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # A checkpoint to go on from is not what was to be published.
+        pass
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        # TRL's names the wrong licence; a checkpoint's own card is written beside it when it is done.
+        pass
+
+    def _send_telemetry(self) -> None:
+        # Nothing leaves a machine that may hold credentialed data.
+        pass
+
+    def _repo_id(self) -> str:
+        if not self.args.hub_model_id:
+            raise UserError("push_to_hub: give hub_model_id, ORG/NAME")
+        return self.args.hub_model_id
+
+    def _is_public(self, private: bool | None) -> bool:
+        return not (self.args.hub_private_repo if private is None else private)
+
+    def _is_restricted(self) -> bool:
+        rows = (row for example in cast(Dataset, self.train_dataset)["rows"] for row in example)
+        base = getattr(self.accelerator.unwrap_model(self.model), "name_or_path", None)
+        return is_restricted(base) or any(row["restricted"] for row in rows)
+
+    def _info(self) -> dict[str, Any]:
+        model = self.accelerator.unwrap_model(self.model)
+        defaults = {field.name: field.default for field in dataclasses.fields(self.args)}
+        arguments = {
+            name: value
+            for name, value in self.args.to_sanitized_dict().items()
+            if name in defaults and value != defaults[name] and not name.endswith("_dir")
+        }
+        return {
+            "base": getattr(model, "name_or_path", None),
+            "arguments": arguments,
+            "seed": self.args.seed,
+            "steps": self.state.global_step,
+            "restricted": self._is_restricted(),
+            **self.described(),
+        }
