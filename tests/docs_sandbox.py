@@ -11,6 +11,7 @@ from pathlib import Path
 import small_corpora
 import small_pmc_vqa
 from docs_blocks import PYTHON, ROOT, Block
+from hub_server import Hub
 from judging import good_mark
 from mimic_tree import MimicTree
 from openai_server import OpenAIServer, good_fields
@@ -54,6 +55,7 @@ PREPARED = {
     "docs/extending.md": ("medforget", "runs/vanilla", "our-hospital"),
     "docs/gen-score.md": ("medforget", "runs/npo"),
     "docs/general-med.md": ("PMC-VQA",),
+    "docs/hub.md": ("hub", "medforget", "runs/vanilla"),
     "docs/metrics.md": ("runs/demo/medforget", "runs/demo/npo-patient", "runs/demo/retrained-patient"),
     "docs/mimic-cxr.md": ("physionet.org/files",),
     "docs/own-method.md": ("medforget", "runs/vanilla", "runs/retrained"),
@@ -96,6 +98,8 @@ class Sandbox:
     def __init__(self, folder, data, checkpoint, prepared):
         self.folder, self.data, self.checkpoint = folder, data, checkpoint
         self.server = OpenAIServer(good=_answer)
+        self.hub = Hub(folder / "hub", {"hf_alice": "alice"}, members={"ORG": {"alice"}})
+        self.is_online = "hub" in prepared
         ignored = shutil.ignore_patterns("__pycache__", "reproduce", "*.png")
         for name in ("medforget_dataset", "harness_tasks", "unlearn", "benchmarks", "docs", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -108,9 +112,11 @@ class Sandbox:
 
     def __enter__(self):
         self.server.__enter__()
+        self.hub.__enter__()
         return self
 
     def __exit__(self, *exc):
+        self.hub.__exit__(*exc)
         self.server.__exit__(*exc)
 
     def _tools(self):
@@ -139,6 +145,8 @@ class Sandbox:
         place.parent.mkdir(parents=True, exist_ok=True)
         if what in ("medforget", "runs/demo/medforget"):
             place.symlink_to(self.data)
+        elif what == "hub":
+            (self.folder / "home").mkdir()
         elif what == "runs/demo":
             FinishedRun(place, self.data, ("patient",), ("npo",), probed=False)
         elif what == "physionet.org/files":
@@ -200,8 +208,11 @@ class Sandbox:
             file.write_text(file.read_text().replace("preset: tiny}", "preset: tiny, max_steps: 1}"))
         environment = os.environ | {
             "PATH": f"{self.folder / '.venv' / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}:{os.environ['PYTHONPATH']}",
         }
+        if self.is_online:
+            environment |= {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(self.folder / "home")}
+            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-c"] if block.language in PYTHON else ["bash", "-euo", "pipefail", "-c"]
         done = subprocess.run([*command, text], cwd=self.folder, env=environment, capture_output=True, text=True)
         said = f"{block.name}\n{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
