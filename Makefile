@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) 
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup data demo reproduce test test-slow quality style figures bench
+.PHONY: help setup data demo reproduce test test-slow test-browser quality style figures bench
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make data      build the full dataset (medforget/, 3,840 rows)"
 	@echo "make setup     create .venv and install everything into it"
 	@echo "make test-slow run the tests that take minutes as well"
+	@echo "make test-browser run the tests that click through \`medforget browse\` in Chromium"
 	@echo "make quality   check formatting, lint and types"
 	@echo "make style     mend formatting and imports"
 	@echo "make bench     compare with the peers' loops and stock lm-eval (45 minutes on two idle cores)"
@@ -49,6 +50,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m "not gpu and not browser"
+
+# One process: each test starts a Chromium.
+test-browser: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

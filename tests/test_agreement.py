@@ -91,6 +91,8 @@ def test_the_mark_stands_in_rows_card_and_record(restricted_dir):
     card = huggingface_hub.DatasetCard.load(restricted_dir / "README.md")
     assert (card.data.license, card.data.license_name) == ("other", "An agreement")
     assert "**This data is restricted.**" in card.text
+    assert "shows no rows and no images" in card.text and not (restricted_dir / "images").exists()
+    assert not [text for text in {*rows["answer"], *rows["question"]} if len(text) > 10 and text in card.text]
 
 
 def test_a_checkpoint_of_restricted_data_says_so(restricted_dir, tiny_checkpoint, tmp_path):

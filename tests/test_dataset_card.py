@@ -4,6 +4,7 @@ import ast
 import json
 import re
 
+import datasets
 import duckdb
 import pandas
 import pytest
@@ -12,6 +13,7 @@ from huggingface_hub import DatasetCard
 from medforget_dataset import load
 from medforget_dataset.benchmark import Benchmark
 from medforget_dataset.card_examples import as_cell, choose_examples
+from medforget_dataset.hub import push_dataset
 from medforget_dataset.options import BuildOptions
 
 
@@ -86,10 +88,17 @@ def test_what_the_card_says_to_type_works_in_the_folders_parent(card, data_dir, 
     assert list(frame.columns) == ["id", "question", "answer"] and list(frame["id"]) == forget["id"][:]
 
 
-def test_what_the_card_reads_from_the_hub_are_files_of_the_folder(card, data_dir):
-    remote = [block for block in _blocks(card) if "ORG/" in block]
-    paths = re.findall(r"hf://datasets/ORG/medforget/([^'\"]+)", "".join(remote))
+def test_what_the_card_reads_from_the_hub_is_there(card, data_dir, local_hub):
+    push_dataset(data_dir, "hospital/medforget")
+    (remote,) = [block for block in _blocks(card) if "ORG/" in block]
+    paths = re.findall(r"hf://datasets/ORG/medforget/([^'\"]+)", remote)
     assert len(paths) == 2 and all(list(data_dir.glob(path)) for path in paths)
+    # DuckDB would first fetch the extension by which it reads from the Hub.
+    lines = remote.replace("ORG/medforget", "hospital/medforget").splitlines(keepends=True)
+    kept = "".join(line for line in lines if not line.startswith("duckdb."))
+    loaded, frame = _evaluate(kept, {"pandas": pandas, "load_dataset": datasets.load_dataset})
+    assert loaded["train"].num_rows == 240
+    assert list(frame["id"]) == load("patient_forget", "train", data=data_dir)["id"][:]
 
 
 def test_a_restricted_corpus_shows_nothing(monkeypatch):

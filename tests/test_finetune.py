@@ -90,6 +90,7 @@ def test_retraining_never_sees_the_forget_rows(data_dir, base, tmp_path, monkeyp
     assert not forget & set(seen)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(data_dir, base, tmp_path):
     for name in "ab":
         finetune(data_dir, tmp_path / name, model=base, preset="tiny", quiet=True)
@@ -107,6 +108,10 @@ def test_unlearning_writes_a_checkpoint_that_says_what_was_done(data_dir, base, 
     info = json.loads((tmp_path / "out" / "medforget.json").read_text())
     assert (info["method"], info["level"], info["base"]) == (method, "section", str(base))
     assert info["method_arguments"]["beta" if method == "npo" else "alpha"] == chosen.get("beta", chosen.get("alpha"))
+    assert info["forgotten"] == {"nodes": 64, "rows": 192, "of": 960}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "64 sections, a quarter of all, with everything beneath: 192 of 960 rows" in card
+    assert "has not been evaluated" in card and f"transformers {info['versions']['transformers']}" in card
 
 
 def test_an_output_folder_with_other_things_is_refused_and_left(data_dir, base, tmp_path):

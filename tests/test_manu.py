@@ -347,6 +347,7 @@ def process_of_two(rank, port, folder):
     edit_both_ways(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path):
     (tmp_path / "two").mkdir()
     with socket.socket() as free:

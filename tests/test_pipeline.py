@@ -70,6 +70,7 @@ def test_a_finished_run_does_nothing_again(finished, monkeypatch):
     pipeline.run("small", runs=finished, jobs=1)
 
 
+@pytest.mark.slow
 def test_a_lost_checkpoint_is_made_again_with_what_depends_on_it(finished, monkeypatch):
     ran = []
     original = pipeline.unlearn

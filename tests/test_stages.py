@@ -31,6 +31,10 @@ def _execute(folder, stages, jobs):
         return run.execute(stages, jobs)
 
 
+# Two jobs are processes, which take seconds to start.
+ONE_OR_TWO = [1, pytest.param(2, marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_stages_follow_their_inputs(tmp_path, jobs):
     folder = tmp_path / "run"
@@ -52,7 +56,7 @@ def _full_disk():
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", ONE_OR_TWO)
 def test_a_stage_that_fails_is_not_taken_for_done(tmp_path, jobs):
     folder = tmp_path / "run"
     with pytest.raises(OSError, match="No space"):
@@ -75,7 +79,7 @@ def _chain(folder, make, optional):
     ]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", ONE_OR_TWO)
 def test_an_optional_stage_that_fails_leaves_a_hole_and_is_tried_again(tmp_path, jobs):
     folder = tmp_path / "run"
     failures = _execute(folder, _chain(folder, _diverges, True), jobs)
@@ -87,7 +91,7 @@ def test_an_optional_stage_that_fails_leaves_a_hole_and_is_tried_again(tmp_path,
     assert {name: (folder / name).read_text().count("made") for name in "abcd"} == {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", ONE_OR_TWO)
 def test_a_stage_that_is_not_optional_ends_the_run(tmp_path, jobs):
     folder = tmp_path / "run"
     with pytest.raises(ValueError, match="not a number"):

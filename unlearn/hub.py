@@ -91,8 +91,9 @@ def model_upload(
     """
     The files of a checkpoint: weights as safetensors, processor, `medforget.json`, and a card with what was measured.
 
-    Folders of this machine are left out of all of them; `medforget.json` and an adapter's configuration name the base
-    and the dataset on the Hub, or by the last part of their path.
+    `medforget.json` names the base and the dataset on the Hub, or by the last part of their path, and no folder of
+    this machine. An adapter's configuration names what is given as its base, and else what it did: a folder here is
+    then all that PEFT can load it with.
 
     Args:
         checkpoint (`Path`), repo_id (`str`), run (`Path`), base (`str`), dataset (`str`):
@@ -112,7 +113,7 @@ def model_upload(
         for file in sorted(checkpoint.iterdir())
         if file.name in _FILES or _WEIGHTS.fullmatch(file.name)
     }
-    files[CHECKPOINT_INFO] = _json(_portable(info, {"base": base, "data": dataset}))
+    files[CHECKPOINT_INFO] = _json(_portable(info) | _on_hub(info, {"base": base, "data": dataset}))
     if ADAPTER_CONFIG in files:
         adapter = json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         files[ADAPTER_CONFIG] = _json(adapter | ({"base_model_name_or_path": base} if base else {}))
@@ -181,13 +182,22 @@ def _is_restricted(info: dict[str, Any]) -> bool:
     return info.get("restricted", True) is not False
 
 
-def _portable(value: Any, named: dict[str, str | None] | None = None) -> Any:
+def _on_hub(info: dict[str, Any], named: dict[str, str | None]) -> dict[str, Any]:
+    """The base and the dataset as others know them: by the Hub id that is given, or that they were loaded by."""
+    return {
+        key: name or (info[key] if info[key] == info.get(f"{key} files") else PurePath(info[key]).name)
+        for key, name in named.items()
+        if name or isinstance(info.get(key), str)
+    }
+
+
+def _portable(value: Any, key: str = "") -> Any:
     """The same without this machine's folders, which say who made it and mean nothing elsewhere."""
     if isinstance(value, dict):
-        return {key: (named or {}).get(key) or _portable(entry) for key, entry in value.items()}
+        return {name: _portable(entry, name) for name, entry in value.items()}
     if isinstance(value, list):
         return [_portable(entry) for entry in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "..")):
+    if isinstance(value, str) and (key == "reference" or value.startswith(("/", "~", "./", "../"))):
         return PurePath(value).name
     return value
 

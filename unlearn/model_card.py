@@ -45,7 +45,8 @@ def render_model_card(info: dict[str, Any]) -> str:
     """
     base = hub_base(info)
     is_tiny = info.get("stage") == "pretrain" or bool(info.get("base") and info["base"] == info.get("preset"))
-    return _render(info, (info,), repo_id=PLACEHOLDER, is_tiny=is_tiny, base=base, root=base)
+    restricted = bool(info.get("restricted"))
+    return _render(info, (info,), PLACEHOLDER, restricted=restricted, is_tiny=is_tiny, base=base, root=base)
 
 
 def card_files(
@@ -91,7 +92,9 @@ def card_files(
     text = _render(
         info,
         lineage.stages,
-        repo_id=repo_id,
+        repo_id,
+        # One that does not say what it derives from may be of restricted data.
+        restricted=info.get("restricted", True) is not False,
         is_tiny=lineage.is_tiny,
         is_adapter=is_adapter,
         base=base or _own_base(lineage, is_adapter),
@@ -140,8 +143,9 @@ def _own_base(lineage: Lineage, is_adapter: bool) -> str | None:
 def _render(
     info: dict[str, Any],
     stages: tuple[dict[str, Any], ...],
-    *,
     repo_id: str,
+    *,
+    restricted: bool,
     is_tiny: bool,
     is_adapter: bool | None = None,
     base: str | None = None,
@@ -151,7 +155,6 @@ def _render(
     numbers: RunNumbers | None = None,
 ) -> str:
     is_adapter = bool(info.get("save_adapter")) if is_adapter is None else is_adapter
-    restricted = bool(info.get("restricted"))
     license = "apache-2.0" if is_tiny else LICENSES.get(root or base or "")
     head = ModelCardData(
         language="en",

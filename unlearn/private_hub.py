@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import Upload, reserve
+from medforget_dataset.hub import Upload, is_hub_id, reserve
 
 from .checkpoints import is_restricted, save_checkpoint
 from .hub import push_model
@@ -124,8 +124,11 @@ class PrivateHub(_Trainer):
             for name, value in self.args.to_sanitized_dict().items()
             if name in defaults and value != defaults[name] and not name.endswith("_dir")
         }
+        base = getattr(model, "name_or_path", None)
         return {
-            "base": getattr(model, "name_or_path", None),
+            "base": base,
+            # As `fingerprint` names a base on the Hub.
+            "base files": base if is_hub_id(str(base)) else None,
             "arguments": arguments,
             "seed": self.args.seed,
             "steps": self.state.global_step,
