@@ -47,7 +47,7 @@ def _section(name: str) -> str:
     text += f"{_lines(parser.description)}\n"
     for group in parser._action_groups:
         if rows := list(_rows(parser, group)):
-            title = group.title if group.title not in ("options", "positional arguments") else "argument"
+            title = {"positional arguments": "argument", "options": "flag"}.get(str(group.title), group.title)
             text += f"\n{_lines(group.description)}\n" if group.description else ""
             text += f"\n| {title} | |\n|---|---|\n" + "".join(rows)
     return text + (f"\n```text\n{parser.epilog}\n```\n" if parser.epilog else "")

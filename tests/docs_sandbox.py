@@ -11,12 +11,11 @@ from pathlib import Path
 import small_corpora
 import small_pmc_vqa
 from docs_blocks import PYTHON, ROOT, Block
+from hub_server import Hub
 from judging import good_mark
 from mimic_tree import MimicTree
 from openai_server import OpenAIServer, good_fields
 from report_runs import FinishedRun
-
-from medforget_dataset.hierarchy import LEVELS
 
 
 # What is added to a command, so that a page takes seconds. A flag that is given twice holds as it was given last.
@@ -29,17 +28,25 @@ SMALLER = {
 }
 # What is put in place of a text: sizes of files, and the address of a language model.
 INSTEAD = {
-    "preset: tiny": "preset: tiny, max_steps: 1",
+    "tasks, batch_size=64)": "tasks, limit=1)",
     "benchmarks.scan_reports 10000 50000": "benchmarks.scan_reports 20",
     "http://127.0.0.1:8000/v1": "ENDPOINT",
+}
+# The same in docs/sweep-example.yaml: three cells of a step, and one that has none.
+SMALLER_SWEEP = {
+    r"levels: .*": "levels: [patient]",
+    r"(grad_diff|kl_min|npo):\n    preset: paper": r"\1:\n    preset: paper\n    max_steps: 1",
 }
 # Commands that other tests run, and which.
 BY = {
     "make setup": ".ci/run",
     "make test": ".ci/run",
+    "make quality": ".ci/run",
+    "make figures": "tests/test_docs_commands.py::test_the_pictures_are_drawn",
     "make demo": "tests/test_pipeline.py::test_report_holds_every_method_split_and_task",
     "make reproduce": "tests/test_pipeline.py::test_the_reproduction_has_the_papers_experiment_and_more",
     "make bench": "tests/test_benchmarks.py::test_the_training_benchmark_runs_on_a_tiny_model",
+    "python -m build": "tests/test_wheel.py::test_the_wheel_holds_every_tracked_file_of_the_packages",
     "medforget run --preset demo": "tests/test_pipeline.py::test_report_holds_every_method_split_and_task",
     "python -m benchmarks.training": "tests/test_benchmarks.py::test_the_training_benchmark_runs_on_a_tiny_model",
     "python -m benchmarks.gpu": "tests/test_benchmarks.py::test_the_gpu_benchmark_runs_as_a_command_and_goes_on_where"
@@ -54,12 +61,13 @@ PREPARED = {
     "docs/extending.md": ("medforget", "runs/vanilla", "our-hospital"),
     "docs/gen-score.md": ("medforget", "runs/npo"),
     "docs/general-med.md": ("PMC-VQA",),
+    "docs/hub.md": ("hub", "medforget", "runs/vanilla"),
     "docs/metrics.md": ("runs/demo/medforget", "runs/demo/npo-patient", "runs/demo/retrained-patient"),
     "docs/mimic-cxr.md": ("physionet.org/files",),
     "docs/own-method.md": ("medforget", "runs/vanilla", "runs/retrained"),
     "docs/report.md": ("runs/demo",),
-    "docs/sweeps.md": ("medforget", "runs/vanilla", *(f"runs/retrained-{level}" for level in LEVELS)),
-    "docs/training.md": ("medforget", "runs/vanilla"),
+    "docs/sweeps.md": ("medforget", "runs/vanilla", "runs/retrained-patient"),
+    "docs/training.md": ("medforget", "runs/retrained-patient"),
     "harness_tasks/README.md": ("CHECKPOINT",),
 }
 
@@ -96,10 +104,16 @@ class Sandbox:
     def __init__(self, folder, data, checkpoint, prepared):
         self.folder, self.data, self.checkpoint = folder, data, checkpoint
         self.server = OpenAIServer(good=_answer)
+        self.hub = Hub(folder / "hub", {"hf_alice": "alice"}, members={"ORG": {"alice"}})
+        self.is_online = "hub" in prepared
         ignored = shutil.ignore_patterns("__pycache__", "reproduce", "*.png")
         for name in ("medforget_dataset", "harness_tasks", "unlearn", "benchmarks", "docs", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        shutil.copy(ROOT / "Makefile", folder)
+        for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
+        sweep = folder / "docs" / "sweep-example.yaml"
+        for old, new in SMALLER_SWEEP.items():
+            sweep.write_text(re.sub(old, new, sweep.read_text()))
         (folder / "untrained").symlink_to(checkpoint)
         self._tools()
         for what in prepared:
@@ -107,9 +121,11 @@ class Sandbox:
 
     def __enter__(self):
         self.server.__enter__()
+        self.hub.__enter__()
         return self
 
     def __exit__(self, *exc):
+        self.hub.__exit__(*exc)
         self.server.__exit__(*exc)
 
     def _tools(self):
@@ -138,6 +154,8 @@ class Sandbox:
         place.parent.mkdir(parents=True, exist_ok=True)
         if what in ("medforget", "runs/demo/medforget"):
             place.symlink_to(self.data)
+        elif what == "hub":
+            (self.folder / "home").mkdir()
         elif what == "runs/demo":
             FinishedRun(place, self.data, ("patient",), ("npo",), probed=False)
         elif what == "physionet.org/files":
@@ -195,12 +213,13 @@ class Sandbox:
         text = block.text if block.language in PYTHON else smaller(block.text)
         for old, new in INSTEAD.items():
             text = text.replace(old, self.server.url if new == "ENDPOINT" else new)
-        for file in self.folder.glob("docs/*.yaml"):
-            file.write_text(file.read_text().replace("preset: tiny}", "preset: tiny, max_steps: 1}"))
         environment = os.environ | {
             "PATH": f"{self.folder / '.venv' / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}:{os.environ['PYTHONPATH']}",
         }
+        if self.is_online:
+            environment |= {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(self.folder / "home")}
+            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-c"] if block.language in PYTHON else ["bash", "-euo", "pipefail", "-c"]
         done = subprocess.run([*command, text], cwd=self.folder, env=environment, capture_output=True, text=True)
         said = f"{block.name}\n{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

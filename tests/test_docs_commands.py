@@ -2,7 +2,9 @@
 
 import contextlib
 import fnmatch
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -168,6 +170,17 @@ def test_the_index_names_every_page():
 @pytest.mark.slow
 def test_the_reference_of_every_command_is_current():
     subprocess.run([sys.executable, "docs/commands.py", "--check"], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_the_pictures_are_drawn(data_dir, tmp_path):
+    shutil.copy(ROOT / "docs" / "figures.py", tmp_path)
+    command = [sys.executable, "figures.py", data_dir, ROOT / "docs" / "reproduce"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
+    subprocess.run([str(part) for part in command], cwd=tmp_path, env=environment, check=True)
+    names = {"pipeline.png", "radiographs.png", "demo-scores.png", "demo-forget-retain.png"}
+    assert {picture.name for picture in tmp_path.glob("*.png")} == names
+    assert all((ROOT / "docs" / name).is_file() for name in names)
 
 
 @pytest.mark.slow

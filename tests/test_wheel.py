@@ -67,8 +67,10 @@ def installed(built, tmp_path_factory):
     (site / "libraries.pth").write_text("\n".join(libraries))
     pip = [sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python"]
     _run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", built[1])
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment = kept | {"PATH": f"{folder / 'venv' / 'bin'}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{folder / 'venv' / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "tests" / "no_network"),
+    }
 
     def bash(script):
         # Its script lies in the environment of the libraries.
