@@ -26,7 +26,7 @@ help:
 	@echo "make quality   check formatting, lint and types"
 	@echo "make style     mend formatting and imports"
 	@echo "make bench     compare with the peers' loops and stock lm-eval (45 minutes on two idle cores)"
-	@echo "make figures   draw the pictures of the documentation"
+	@echo "make figures   draw the pictures of the documentation (needs Chromium)"
 
 setup: $(STAMP)
 
@@ -63,6 +63,7 @@ quality: $(STAMP)
 
 figures: data demo
 	$(BIN)/python docs/figures.py medforget runs/demo
+	$(BIN)/python docs/screenshots.py runs/demo/medforget runs/demo
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.training

@@ -11,7 +11,7 @@ from unlearn.cli import main
 from unlearn.methods import METHODS, method_arguments
 
 
-COMMANDS = ("build", "validate", "pretrain", "finetune", "unlearn", "sweep", "run", "report", "tasks-path")
+COMMANDS = "build validate push pretrain finetune unlearn sweep run report browse tasks-path".split()
 
 
 def _help(capsys, *argv):
