@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -337,3 +338,27 @@ def test_a_trainer_pushes_its_adapter(data_dir, tiny_checkpoint, local_hub, tmp_
     trained = trainer.model.merge_and_unload()
     for (name, a), (_, b) in zip(pushed.named_parameters(), trained.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_the_clients_own_pushes_find_a_hub(data_dir, tiny_checkpoint, local_hub):
+    rows = load("patient_forget", "train", data=data_dir).select(range(4))
+    rows.push_to_hub("hospital/rows", private=True)
+    again = datasets.load_dataset("hospital/rows", split="train")
+    assert again["id"] == rows["id"] and again[0]["image"].tobytes() == rows[0]["image"].tobytes()
+    model, _ = load_checkpoint(tiny_checkpoint)
+    model.push_to_hub("hospital/model", private=True)
+    pushed = type(model).from_pretrained("hospital/model")
+    for (name, a), (_, b) in zip(pushed.named_parameters(), model.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+ELSEWHERE = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+
+
+def test_no_test_reaches_another_machine():
+    with pytest.raises(OSError, match=r"no test may reach 192\.0\.2\.1"):
+        socket.create_connection(("192.0.2.1", 80), timeout=5)
+    with pytest.raises(OSError, match=r"no test may reach hub\.example\.org"):
+        socket.getaddrinfo("hub.example.org", 443)
+    started = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True)
+    assert "no test may reach 192.0.2.1" in started.stderr
