@@ -47,6 +47,7 @@ BY = {
     "make reproduce": "tests/test_pipeline.py::test_the_reproduction_has_the_papers_experiment_and_more",
     "make bench": "tests/test_benchmarks.py::test_the_training_benchmark_runs_on_a_tiny_model",
     "python -m build": "tests/test_wheel.py::test_the_wheel_holds_every_tracked_file_of_the_packages",
+    "medforget browse": "tests/test_browse_page.py::test_the_hierarchy_is_walked_by_clicking",
     "medforget run --preset demo": "tests/test_pipeline.py::test_report_holds_every_method_split_and_task",
     "python -m benchmarks.training": "tests/test_benchmarks.py::test_the_training_benchmark_runs_on_a_tiny_model",
     "python -m benchmarks.gpu": "tests/test_benchmarks.py::test_the_gpu_benchmark_runs_as_a_command_and_goes_on_where"

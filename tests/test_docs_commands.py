@@ -88,7 +88,7 @@ def check_command(words, added=""):
             declared = (ROOT / "setup.cfg").read_text()
             assert all(f"\n{name} =\n" in declared for name in extra.split(",")), words
     else:
-        assert program in ("source", "export", "for", "done", "sed", "wget", "runs/empty/bin/pip"), words
+        assert program in ("source", "export", "for", "done", "sed", "wget", "hf", "runs/empty/bin/pip"), words
 
 
 def check_medforget(words, added=""):
