@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) 
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup data demo reproduce test test-slow test-browser quality style figures bench
+.PHONY: help setup data demo reproduce test test-slow test-browser test-wheel quality style figures bench
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make setup     create .venv and install everything into it"
 	@echo "make test-slow run the tests that take minutes as well"
 	@echo "make test-browser run the tests that click through \`medforget browse\` in Chromium"
+	@echo "make test-wheel build the wheel, install it elsewhere and use it there"
 	@echo "make quality   check formatting, lint and types"
 	@echo "make style     mend formatting and imports"
 	@echo "make bench     compare with the peers' loops and stock lm-eval (45 minutes on two idle cores)"
@@ -55,10 +56,15 @@ test-slow: $(STAMP)
 test-browser: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
+# The installed package, where the repository is not.
+test-wheel: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
+
 quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m harness_tasks.generate --check
+	$(BIN)/python docs/commands.py --check
 	$(BIN)/mypy $(PACKAGES)
 
 figures: data demo
