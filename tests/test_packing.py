@@ -66,7 +66,10 @@ def test_group_by_image_keeps_every_row_and_does_not_decode(rows, grouped):
         "task": "generation",
         "level": "section",
         "forget": True,
+        "restricted": False,
     }
+    unmarked = group_by_image(rows.remove_columns("restricted"))
+    assert all(row["restricted"] for example in unmarked for row in example["rows"])
 
 
 def test_group_by_image_names_what_is_wrong(rows):
