@@ -80,7 +80,14 @@ class Server:
         path = os.pathsep.join((str(folder / "watch"), *filter(None, sys.path)))
         environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | environment
         call = [sys.executable, *map(str, arguments)]
-        self.process = subprocess.Popen(call, env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            call,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell that starts something beside itself has Ctrl-C ignored in it, and in all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         self.said = []
 
     def address(self) -> str:
