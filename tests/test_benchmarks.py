@@ -299,6 +299,7 @@ def test_the_training_benchmark_runs_on_a_tiny_model(tmp_path, monkeypatch, caps
     assert page.read_text().count("| 4 | 15 |") == 4
 
 
+@pytest.mark.slow
 def test_the_evaluation_benchmark_asks_both_the_same_and_gets_the_same(tmp_path, monkeypatch, capsys):
     out, page = tmp_path / "evaluation.json", tmp_path / "page.md"
     page.write_text("<!-- benchmarks.evaluation -->\n<!-- /benchmarks.evaluation -->\n")

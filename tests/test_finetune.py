@@ -129,6 +129,7 @@ def _rendered(*_):
     raise _RenderedError
 
 
+@pytest.mark.slow
 def test_training_views_are_turned_and_never_the_evaluations(data_dir, tmp_path, monkeypatch):
     assert not set(TRAINING_ANGLES) & set(REPHRASE_ANGLES)
     monkeypatch.setattr("medforget_dataset.training_views.TRAINING_ANGLES", TRAINING_ANGLES[:2])

@@ -59,8 +59,10 @@ def test_a_dataset_is_read_back_by_name_row_by_row(data_dir, local_hub, capsys):
     assert lines[-1].endswith(f"{local_hub.url}/datasets/hospital/medforget, private")
     stored = local_hub.repos["datasets", "hospital/medforget"]
     assert stored["private"]
-    for name, (oid, size, _) in stored["commits"][-1]["files"].items():
-        assert size == (data_dir / name).stat().st_size, oid
+    stored = {name: oid for name, (oid, _, _) in stored["commits"][-1]["files"].items()}
+    record = json.loads((data_dir / "build.json").read_text())
+    assert set(stored) == {"build.json", *record["files"]}
+    assert all(stored[name] == built["sha256"] for name, built in record["files"].items())
     for config, split in (("patient_forget", "train"), ("institution_forget_rephrase", "test")):
         built = pq.read_table(next((data_dir / config).glob(f"{split}-*.parquet")))
         rows = datasets.load_dataset("hospital/medforget", config, split=split)
@@ -167,7 +169,9 @@ def test_checkpoints_come_back_with_the_same_logits(data_dir, checkpoints, tiny_
 
 
 def test_strangers_are_refused(data_dir, checkpoint, local_hub, monkeypatch):
+    (checkpoint / "training_args.bin").write_bytes(b"not ours")
     push_model(checkpoint, "hospital/private")
+    assert "training_args.bin" not in local_hub.repos["models", "hospital/private"]["commits"][-1]["files"]
     push_model(checkpoint, "hospital/gated", public=True)
     huggingface_hub.HfApi().update_repo_settings("hospital/gated", gated="manual")
     assert not local_hub.repos["models", "hospital/gated"]["private"]

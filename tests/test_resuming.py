@@ -68,7 +68,8 @@ def assert_same(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_killed_run_goes_on_to_the_same_weights(lora, data_dir, tiny_checkpoint, tmp_path):
     torch.set_num_threads(1)
     out, in_progress = tmp_path / "killed", tmp_path / "killed.training"

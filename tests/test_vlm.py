@@ -37,7 +37,7 @@ def images():
     return make_images()
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 5, 64])
 def test_generation_is_that_of_hf_multimodal(batch_size, checkpoint, images):
     answers = {}
     for kind in (HFMultimodalLM, MedForgetVLM):
