@@ -8,7 +8,7 @@ from peft import PeftConfig
 from transformers.utils import CONFIG_NAME
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import hub_file, is_hub_id
+from medforget_dataset.hub_files import hub_file, is_hub_id
 
 
 ADAPTER_CONFIG = "adapter_config.json"

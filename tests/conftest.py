@@ -48,7 +48,7 @@ def tiny_checkpoint(data_dir, tmp_path_factory):
 
     rows = load("finetune", "train", data=data_dir)
     model, processor = tiny_model([*rows["question"], *rows["answer"]])
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", model, processor, {})
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", model, processor, {"restricted": False})
 
 
 @pytest.fixture(scope="session")

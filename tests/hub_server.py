@@ -30,8 +30,8 @@ class HubError(Exception):
 class Hub(ThreadingHTTPServer):
     """`with Hub(folder, tokens={"hf_alice": "alice"}) as hub:` serves at `hub.url`; `hub.log` lists the requests.
 
-    `members` says who may write for an organisation. After `hub.uploads_left` uploads the
-    connection is dropped without an answer; a hub that `ignores_private` makes every repository public.
+    `members` says who may write for an organisation. After `hub.uploads_left` uploads connections are dropped
+    without an answer; `hub.on_upload` is called at each; a hub that `ignores_private` makes every repository public.
     """
 
     daemon_threads = True
@@ -42,7 +42,7 @@ class Hub(ThreadingHTTPServer):
         self.blobs.mkdir(parents=True, exist_ok=True)
         self.tokens, self.members = tokens, members or {}
         self.repos, self.log, self.lock = {}, [], threading.Lock()
-        self.uploads_left, self.ignores_private = None, False
+        self.uploads_left, self.ignores_private, self.on_upload = None, False, None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
@@ -222,6 +222,7 @@ class Handler(BaseHTTPRequestHandler):
                 "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": head}],
                 "converts": [],
                 "tags": [],
+                "pullRequests": [],
             }
         )
 
@@ -304,6 +305,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 raise ConnectionAbortedError
             self.server.uploads_left -= 1
+        if self.server.on_upload:
+            self.server.on_upload()
         if self.server.put_blob(self.body) != self.args["oid"]:
             raise HubError(400, "BadRequest", "oid does not match content")
         self.reply({})

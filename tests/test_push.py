@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft import PeftModel
 
 from medforget_dataset import UserError, load
-from medforget_dataset.hub import check_name
+from medforget_dataset.publishing import check_name
 from unlearn.checkpoints import is_restricted, load_checkpoint
 from unlearn.cli import main
 from unlearn.hub import push_model
@@ -192,9 +192,7 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(data_dir, checkpoint, loca
         assert refusal(capsys, "dataset", data_dir, name).startswith(f"medforget push: {name}: ")
     assert "write access to clinic" in refusal(capsys, "dataset", data_dir, "clinic/medforget")
     assert "--base: is only of a model" in refusal(capsys, "dataset", data_dir, "hospital/x", "--base", "a/b")
-    assert "no MedForget" in refusal(capsys, "dataset", tmp_path, "hospital/x").replace(
-        "not a MedForget", "no MedForget"
-    )
+    assert "not a MedForget dataset" in refusal(capsys, "dataset", tmp_path, "hospital/x")
     assert "not a MedForget checkpoint" in refusal(capsys, "model", data_dir, "hospital/x")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "does not accept the token" in refusal(capsys, "dataset", data_dir, "hospital/medforget")
@@ -241,7 +239,7 @@ def test_public_is_said_twice_and_comes_last(data_dir, local_hub, capsys):
     lines = said(capsys, ["push", "dataset", str(data_dir), "hospital/open", "--public"])
     assert lines[-1].endswith(", public")
     writes = [name for _, name, _ in local_hub.log if name in ("create", "lfs_put", "commit", "settings", "info")]
-    assert writes[:3] == ["info", "create", "info"] and writes[-1] == "settings"
+    assert writes[:3] == ["info", "create", "info"] and writes[-2:] == ["settings", "info"]
     assert "is public; add --public" in refusal(capsys, "dataset", data_dir, "hospital/open")
 
 
@@ -280,6 +278,46 @@ def test_restricted_data_never_becomes_public(restricted, local_hub, capsys, mon
     assert "no test may reach" in refusal(capsys, "model", restricted, "hospital/theirs", "--endpoint-complies", who)
 
 
+def test_what_was_restricted_does_not_become_public_by_the_history(restricted, checkpoints, local_hub, capsys):
+    push_model(restricted, "hospital/shared")
+    line = refusal(capsys, "model", checkpoints / "lora", "hospital/shared", "--replace", "--public")
+    assert "its history holds what does not say that it is free" in line
+    assert local_hub.repos["models", "hospital/shared"]["private"]
+    assert len(local_hub.repos["models", "hospital/shared"]["commits"]) == 2
+    push_model(checkpoints / "lora", "hospital/free")
+    assert not push_model(checkpoints / "lora", "hospital/free", public=True).private
+
+
+def test_a_repository_that_is_opened_meanwhile_gets_nothing_restricted(restricted, local_hub, capsys):
+    def open_it():
+        local_hub.repos["models", "hospital/ours"]["private"] = False
+
+    local_hub.on_upload = open_it
+    assert "became public meanwhile" in refusal(capsys, "model", restricted, "hospital/ours")
+    assert local_hub.repos["models", "hospital/ours"]["commits"][-1]["files"] == {}
+
+
+def test_restricted_files_for_this_machine_take_no_way_through_another(restricted, local_hub, capsys, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert "set NO_PROXY=127.0.0.1" in refusal(capsys, "model", restricted, "hospital/ours")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert push_model(restricted, "hospital/ours").private
+
+
+def test_the_mark_is_known_or_asked_for(restricted, checkpoint, local_hub, monkeypatch, tmp_path):
+    push_model(restricted, "hospital/ours")
+    huggingface_hub.hf_hub_download("hospital/ours", "config.json")
+    assert is_restricted("hospital/ours")
+    assert not is_restricted("") and not is_restricted(tmp_path)  # no checkpoint of ours
+    (checkpoint / "medforget.json").write_text('{"stage": "finetune"}')
+    assert is_restricted(checkpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="which says whether it is restricted, cannot be read"):
+        is_restricted("hospital/ours")
+
+
 def test_whose_word_it_was_stands_in_the_commit(restricted, local_hub, monkeypatch):
     monkeypatch.setattr("medforget_dataset.agreement.is_loopback", lambda url: False)
     push_model(restricted, "hospital/ours", complies="J. Doe, agreement 7")
@@ -315,7 +353,7 @@ def test_training_pushes_what_it_has_written(data_dir, tiny_checkpoint, local_hu
     assert not out.exists()
 
 
-def test_a_trainer_pushes_its_adapter(data_dir, tiny_checkpoint, local_hub, tmp_path):
+def test_a_trainer_pushes_its_adapter(data_dir, tiny_checkpoint, local_hub, tmp_path, monkeypatch):
     from unlearn.config import UnlearnConfig
     from unlearn.trainer import UnlearnTrainer
     from unlearn.unlearning import forget_and_retain
@@ -329,15 +367,19 @@ def test_a_trainer_pushes_its_adapter(data_dir, tiny_checkpoint, local_hub, tmp_
         "learning_rate": 0.1,
         "warmup_steps": 0,
     }
+    chosen |= {"hub_token": "hf_alice", "hub_private_repo": None}
+    monkeypatch.delenv("HF_TOKEN")
     args = UnlearnConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, level="patient", **chosen)
     trainer = UnlearnTrainer(model, args, grouped, processor)
-    assert local_hub.repos["models", "hospital/adapter"]["private"]
     trainer.train()
     assert trainer.push_to_hub() == f"{local_hub.url}/hospital/adapter"
+    assert local_hub.repos["models", "hospital/adapter"]["private"]
     files = local_hub.repos["models", "hospital/adapter"]["commits"][-1]["files"]
     assert "adapter_model.safetensors" in files and "training_args.bin" not in files
     info = json.loads((local_hub.blobs / files["medforget.json"][0]).read_text())
     assert (info["method"], info["level"], info["restricted"]) == ("npo", "patient", False)
+    assert info["arguments"]["learning_rate"] == 0.1 and "hub_token" not in info["arguments"]
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
     pushed, _ = load_checkpoint("hospital/adapter")
     trained = trainer.model.merge_and_unload()
     for (name, a), (_, b) in zip(pushed.named_parameters(), trained.named_parameters(), strict=True):

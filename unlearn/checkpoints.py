@@ -26,12 +26,11 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from harness_tasks.adapters import ADAPTER_CONFIG, adapter_config
 from medforget_dataset.atomic import replacing, write_text
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import hub_file, is_hub_id
+from medforget_dataset.hub_files import CHECKPOINT_INFO, hub_record, is_hub_id
 
 from .model_card import render_model_card
 
 
-CHECKPOINT_INFO = "medforget.json"
 MODEL_TYPE = "qwen2_5_vl"
 _SAVE_PROCESSOR = "save the processor of the model that it was trained from beside it"
 RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -294,11 +293,20 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def is_restricted(path: str | os.PathLike | None) -> bool:
-    """Whether a checkpoint says that it derives from restricted data."""
+    """
+    Whether a checkpoint derives from restricted data: one of ours does unless it says that it does not.
+
+    Args:
+        path (`str` or `os.PathLike`, *optional*):
+            Folder or Hub id; no checkpoint derives from nothing.
+
+    Raises:
+        UserError: It is on the Hub, and cannot be asked.
+    """
     if not path:
         return False
-    on_hub = hub_file(str(path), CHECKPOINT_INFO)
-    return bool((_read_json(on_hub) if on_hub else read_info(path)).get("restricted"))
+    info = hub_record(str(path)) if is_hub_id(str(path)) else read_info(path) or None
+    return info is not None and info.get("restricted") is not False
 
 
 def check_output(path: str | os.PathLike) -> Path:

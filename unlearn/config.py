@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
-from medforget_dataset.hub import check_name
+from medforget_dataset.publishing import check_name
 
 from .lora import LANGUAGE_LINEAR
 from .methods import INITIAL, GradientMethod, Method, get_method, get_preset, make_method, method_arguments

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import Content, Published, Upload, check_allowed, check_name, publish
+from medforget_dataset.publishing import Content, Published, Upload, check_allowed, check_name, connect, publish
 
 from .checkpoints import ADAPTER_CONFIG, CHECKPOINT_INFO, check_checkpoint, read_info
 from .config import FineTuneConfig
@@ -69,16 +69,16 @@ def push_model(
         dataset (`str`, *optional*):
             Hub id of the dataset that it was made with, where that is a folder here.
         public (`bool`), replace (`bool`), complies (`str`), token (`str`):
-            As in [`~medforget_dataset.hub.publish`].
+            As in [`~medforget_dataset.publishing.publish`].
 
     Returns:
-        [`~medforget_dataset.hub.Published`]: What was sent.
+        [`~medforget_dataset.publishing.Published`]: What was sent.
 
     Raises:
-        UserError: As [`model_upload`] and [`~medforget_dataset.hub.publish`].
+        UserError: As [`model_upload`] and [`~medforget_dataset.publishing.publish`].
     """
     restricted = _is_restricted(_checked_info(checkpoint))
-    check_allowed(str(checkpoint), repo_id, restricted=restricted, public=public, complies=complies)
+    connect(str(checkpoint), repo_id, restricted=restricted, public=public, complies=complies, token=token)
     upload = model_upload(checkpoint, repo_id, run=run, base=base, dataset=dataset)
     return publish(
         upload, repo_id, what=str(checkpoint), public=public, replace=replace, complies=complies, token=token
@@ -102,8 +102,9 @@ def model_upload(
     Raises:
         UserError: The folder is not a MedForget checkpoint, cannot be loaded, or has weights that are not safetensors.
     """
-    for name in filter(None, (repo_id, base, dataset)):
-        check_name(name)
+    for flag, name in (("", repo_id), ("--base", base), ("--dataset", dataset)):
+        if name:
+            check_name(name, flag)
     info = _checked_info(checkpoint)
     check_checkpoint(checkpoint)
     if not any(_WEIGHTS.fullmatch(file.name) for file in checkpoint.iterdir()):
@@ -119,7 +120,7 @@ def model_upload(
         files[ADAPTER_CONFIG] = _json(adapter | ({"base_model_name_or_path": base} if base else {}))
     cards = card_files(checkpoint, repo_id=repo_id, run=run, base=base, dataset=dataset)
     files |= {name: text.encode() for name, text in cards.items()}
-    describing = frozenset((*cards, CHECKPOINT_INFO))
+    describing = frozenset((*cards, CHECKPOINT_INFO, ADAPTER_CONFIG))
     return Upload("model", files, _is_restricted(info), describing)
 
 
@@ -134,10 +135,10 @@ def check_push(args: FineTuneConfig, *, restricted: bool) -> None:
             Whether the checkpoint will be of restricted data.
 
     Raises:
-        UserError: As [`~medforget_dataset.hub.check_allowed`].
+        UserError: As [`~medforget_dataset.publishing.check_allowed`].
     """
     if args.push_to_hub:
-        public = not args.hub_private_repo
+        public = args.hub_private_repo is False
         check_allowed("the checkpoint", str(args.hub_model_id), restricted=restricted, public=public)
 
 
@@ -158,7 +159,7 @@ def push_finished(checkpoint: str | os.PathLike, args: FineTuneConfig | None) ->
         return
     repo_id = str(args.hub_model_id)
     try:
-        push_model(Path(checkpoint), repo_id, public=not args.hub_private_repo)
+        push_model(Path(checkpoint), repo_id, public=args.hub_private_repo is False, token=args.hub_token)
     except UserError as error:
         raise UserError(
             f"{error}; {checkpoint} is complete: `medforget push model {checkpoint} {repo_id}` sends it"

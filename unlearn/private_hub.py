@@ -12,7 +12,8 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import Upload, is_hub_id, reserve
+from medforget_dataset.hub_files import is_hub_id
+from medforget_dataset.publishing import Upload, reserve
 
 from .checkpoints import is_restricted, save_checkpoint
 from .hub import push_model
@@ -45,14 +46,16 @@ class PrivateHub(_Trainer):
             private (`bool`, *optional*): Whether it stays private. Defaults to `args.hub_private_repo`.
 
         Raises:
-            UserError: As [`~medforget_dataset.hub.reserve`].
+            UserError: As [`~medforget_dataset.publishing.reserve`].
         """
         if not self.is_world_process_zero():
             return
         upload = Upload("model", {}, self._is_restricted())
         repo_id: Any = self._repo_id()
         self.hub_model_id = repo_id
-        reserve(upload, repo_id, what="the checkpoint", public=self._is_public(private), token=token)
+        reserve(
+            upload, repo_id, what="the checkpoint", public=self._is_public(private), token=token or self.args.hub_token
+        )
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -89,7 +92,9 @@ class PrivateHub(_Trainer):
             is_adapter = isinstance(model, PeftModel)
             processor = cast(ProcessorMixin, self.processing_class)
             save_checkpoint(folder, model, processor, self._info(), adapter=is_adapter)
-            return push_model(folder, self._repo_id(), public=self._is_public(private), token=token).url
+            return push_model(
+                folder, self._repo_id(), public=self._is_public(private), token=token or self.args.hub_token
+            ).url
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # A checkpoint to go on from is not what was to be published.
@@ -109,7 +114,7 @@ class PrivateHub(_Trainer):
         return self.args.hub_model_id
 
     def _is_public(self, private: bool | None) -> bool:
-        return not (self.args.hub_private_repo if private is None else private)
+        return (self.args.hub_private_repo if private is None else private) is False
 
     def _is_restricted(self) -> bool:
         rows = (row for example in cast(Dataset, self.train_dataset)["rows"] for row in example)
@@ -118,11 +123,14 @@ class PrivateHub(_Trainer):
 
     def _info(self) -> dict[str, Any]:
         model = self.accelerator.unwrap_model(self.model)
-        defaults = {field.name: field.default for field in dataclasses.fields(self.args)}
         arguments = {
-            name: value
-            for name, value in self.args.to_sanitized_dict().items()
-            if name in defaults and value != defaults[name] and not name.endswith("_dir")
+            field.name: value
+            for field in dataclasses.fields(self.args)
+            # Numbers and names that differ from the defaults: no token, no folder.
+            if isinstance(value := getattr(self.args, field.name), bool | int | float | str)
+            and value != field.default
+            and not field.name.startswith(("hub_", "push_to_hub"))
+            and not field.name.endswith("_dir")
         }
         base = getattr(model, "name_or_path", None)
         return {

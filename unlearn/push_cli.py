@@ -9,7 +9,8 @@ from pathlib import Path
 
 from medforget_dataset.cli import say
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import Published, Upload, check_allowed, dataset_upload, is_restricted_dataset, push_dataset
+from medforget_dataset.hub import dataset_upload, is_restricted_dataset, push_dataset
+from medforget_dataset.publishing import Published, Upload, check_allowed
 
 
 def add_push(parser: argparse.ArgumentParser) -> None:

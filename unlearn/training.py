@@ -44,6 +44,9 @@ _NO_MATTER = frozenset(
         "report_to",
         "run_name",
         "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_token",
         # What is tried when the memory does not suffice; `images_per_step` has what of it matters.
         "activation_checkpointing",
         "per_device_train_batch_size",

@@ -130,7 +130,7 @@ def unlearn(
     recipe = TINY_PRESETS.get(preset or "", TinyPreset())
     recipe.check_folder(folder)
     grouped, restricted = forget_and_retain(folder, level)
-    restricted = restricted or is_restricted(model)
+    restricted = restricted or is_restricted(model) or is_restricted(reference)
     if args:
         check_push(args, restricted=restricted)
     plan = {
