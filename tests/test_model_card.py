@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import unlearn.unlearning
 from medforget_dataset import UserError
 from unlearn.cli import main
 from unlearn.config import resolve
+from unlearn.measures.probe import FORMAT, KEY
 from unlearn.model_card import EVAL_RESULTS, card_files, render_model_card
 from unlearn.pipeline import write_run_report
 from unlearn.training import fingerprint
@@ -190,6 +192,29 @@ def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tm
     missing = "the reconstruction attack, answer probabilities, membership, relearning"
     assert f"Not measured of this checkpoint: {missing}." in text
     assert "### Selectivity" not in text and "### Reconstruction attack" not in text
+
+
+@pytest.mark.parametrize("knows", ["evaluation", "probe"])
+def test_scores_of_a_checkpoint_that_was_written_over_are_not_its_own(knows, run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    file = again / "npo-patient" / "medforget.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps(info | {"run": "first"}))
+    if knows == "evaluation":
+        (again / "evaluation" / "npo-patient" / "checkpoint.json").write_text('{"checkpoint_run": "first"}')
+    else:
+        probe = again / "probes" / "npo-patient.parquet"
+        told = {KEY: json.dumps({"format": FORMAT, "checkpoint_run": "first"}).encode()}
+        pq.write_table(pq.read_table(probe).replace_schema_metadata(told), probe)
+    for named in (None, again):
+        assert "model-index" in card_files(file.parent, repo_id=REPO, run=named)["README.md"]
+    for other in ("second", None):
+        file.write_text(json.dumps(info | {"run": other}))
+        text = card_files(file.parent, repo_id=REPO)["README.md"]
+        assert "has not been evaluated" in text and "model-index" not in text
+        with pytest.raises(UserError, match="scores are not of the checkpoint that is now in npo-patient"):
+            card_files(file.parent, repo_id=REPO, run=again)
 
 
 def test_cards_name_nobody_and_no_place(run, data_dir, tmp_path):

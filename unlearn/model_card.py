@@ -67,7 +67,7 @@ def card_files(
             `ORG/NAME` on the Hub.
         run (`Path`, *optional*):
             Folder of a `medforget run`, in which the checkpoint lies. By default the checkpoint's parent, if that has
-            a report that knows it.
+            a report that knows it as it is now.
         base (`str`, *optional*):
             Hub id of the model that it was made from; by default what `medforget.json` says, if that is a Hub id.
         dataset (`str`, *optional*):
@@ -78,7 +78,7 @@ def card_files(
         there are results and the dataset is on the Hub.
 
     Raises:
-        UserError: The run has no report that knows the checkpoint, or a name is not a Hub id.
+        UserError: The run has no report that knows the checkpoint as it is now, or a name is not a Hub id.
     """
     # Both need checkpoints, which write this module's cards.
     from .card_lineage import check_hub_id, trace
@@ -126,12 +126,14 @@ def _numbers(checkpoint: Path, run: Path | None) -> RunNumbers | None:
         if not (folder / REPORT).is_file():
             return None
         numbers = RunNumbers(folder, name)
-        return numbers if numbers.method else None
+        return numbers if numbers.method and numbers.is_of_checkpoint else None
     if run.resolve() != folder:
         raise UserError(f"--run {run}: {checkpoint} does not lie in it; give the run that made it, or leave it out")
     numbers = RunNumbers(run, name)
     if not numbers.method:
         raise UserError(f"--run {run}: its report has no scores of {name}; run `medforget run` again, or leave it out")
+    if not numbers.is_of_checkpoint:
+        raise UserError(f"--run {run}: its scores are not of the checkpoint that is now in {name}; leave it out")
     return numbers
 
 
