@@ -172,6 +172,7 @@ def test_it_says_how_much_was_forgotten_how_and_what_is_not_known(files):
     assert "| optimisation steps | 128 |" in text and "torch 2.15.0" in text
     assert "not a privacy guarantee" in text and "one seed" in text and "lexical" in text
     assert "medforget run --preset demo --methods npo" in text
+    assert "Its tokenizer was trained on the texts of the dataset" in text
 
 
 def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tmp_path):
@@ -180,6 +181,7 @@ def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tm
         r for r in records if r["id"] == "probe/npo-patient/patient/finetune/forget/all/answer_probability"
     )
     assert f"on forget rows: {100 * probability['value']:.1f} %" in more and "p = " in more
+    assert "(a small p: told apart from the retrained model)" in more
     assert "taught the forgotten rows of 2 images again" in more
     assert "Not measured of this checkpoint" not in files["README.md"]
     report = json.loads((run / "report.json").read_text())
@@ -306,7 +308,7 @@ def test_restricted_weights_have_no_free_licence(run, data_dir, tmp_path):
     (folder / "medforget.json").write_text(json.dumps({k: v for k, v in info.items() if k != "restricted"}))
     for text in (*texts, card_files(folder, repo_id=REPO)["README.md"]):
         card = ModelCard(text)
-        assert (card.data.license, card.data.license_name) == ("other", "data use agreement")
+        assert (card.data.license, card.data.license_name) == ("other", "data-use-agreement")
         assert "restricted" in card.data.tags and "must not be shared" in card.text and "Apache" not in card.text
 
 
@@ -330,10 +332,12 @@ def test_a_node_counts_as_forgotten_when_nothing_of_it_is_kept(data_dir):
 
 def test_mistakes_are_one_line(run, data_dir, tmp_path):
     other = write_info(tmp_path / "other", NPO, data_dir)
+    damaged = write_info(tmp_path / "damaged", NPO | {"base": [1]}, data_dir)
     for call, words in (
         ({"checkpoint": other, "run": run}, f"--run {run}: {other} does not lie in it"),
         ({"checkpoint": run / "evaluation", "run": run}, "its report has no scores of evaluation"),
         ({"checkpoint": other, "run": tmp_path}, f"{tmp_path}/report.json: missing or damaged"),
+        ({"checkpoint": damaged}, f"{damaged}/medforget.json: base is [1], no text"),
         ({"checkpoint": other, "base": "vanilla"}, "--base vanilla: is not a Hub id; give ORG/NAME"),
         ({"checkpoint": other, "dataset": "/data/medforget"}, "--dataset /data/medforget: is not a Hub id"),
     ):

@@ -249,6 +249,10 @@ def limits(info: dict[str, Any], *, is_tiny: bool, numbers: RunNumbers | None) -
             "A tiny model, trained from nothing on one dataset: it answers the questions of this dataset and "
             "nothing else, and what a method does to it need not hold for a large model."
         )
+        yield (
+            "Its tokenizer was trained on the texts of the dataset and holds words of names that occur there, also of "
+            "what is forgotten: unlearning changes weights, and not the tokenizer."
+        )
     if info.get("stage") == "unlearn":
         yield "Forgetting was tested for one level and one choice of nodes."
 

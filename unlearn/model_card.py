@@ -161,7 +161,7 @@ def _render(
     head = ModelCardData(
         language="en",
         license="other" if restricted else license,
-        license_name="data use agreement" if restricted else None,
+        license_name="data-use-agreement" if restricted else None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         base_model=base,
