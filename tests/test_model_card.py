@@ -284,6 +284,38 @@ def test_an_adapter_belongs_to_the_model_that_is_named(run, data_dir, tmp_path):
     assert "`BASE`: a place" in unnamed.text
 
 
+def test_an_adapter_of_an_adapter_is_put_on_the_merged_one(data_dir, tmp_path):
+    root = "Qwen/Qwen2.5-VL-7B-Instruct"
+    taught = write_info(tmp_path / "taught", VANILLA | {"base": root, "base files": root, "preset": None}, data_dir)
+    places, base = [taught], taught
+    for name in ("first", "second"):
+        base = write_info(tmp_path / name, NPO, data_dir, base)
+        places.append(base)
+    for place in places:
+        (place / "adapter_config.json").write_text("{}")
+        file = place / "medforget.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"save_adapter": True}))
+    for place, before in zip(places[1:], places[:-1], strict=True):
+        file = place / "medforget.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base files": fingerprint(before)}))
+    card = card_files(places[2], repo_id=REPO, base="org/first")["README.md"]
+    loads = re.findall(r"^model = .*$", card, re.MULTILINE)
+    assert loads == [
+        f'model = AutoModelForImageTextToText.from_pretrained("{root}")',
+        'model = PeftModel.from_pretrained(model, "ADAPTER_I").merge_and_unload()',
+        'model = PeftModel.from_pretrained(model, "org/first").merge_and_unload()',
+        f'model = PeftModel.from_pretrained(model, "{REPO}")',
+    ]
+    assert "Its base had been unlearned before, with NPO at patient level: 224 rows." in card
+    assert "`ADAPTER_I`: a place" in card and "must be loaded whole" not in card
+    first = card_files(places[1], repo_id=REPO)["README.md"]
+    assert 'PeftModel.from_pretrained(model, "BASE").merge_and_unload()' in first and "before, with" not in first
+    (places[1] / "medforget.json").unlink()  # so that what it was cannot be told
+    alone = card_files(places[2], repo_id=REPO, base="org/first")["README.md"]
+    assert "The base must be loaded whole: if it is itself an adapter, merge it first" in alone
+    assert "merge_and_unload()" not in alone
+
+
 @pytest.mark.parametrize(
     ("base", "license"),
     [("lingshu-medical-mllm/Lingshu-7B", "mit"), ("Qwen/Qwen2.5-VL-7B-Instruct", "apache-2.0"), ("org/other", None)],

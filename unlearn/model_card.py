@@ -172,6 +172,8 @@ def _render(
         eval_results=numbers.eval_results(dataset) if numbers else None,
     )
     made_again = texts.commands(stages, base=root or base, is_tiny=is_tiny, record=record)
+    whole, merged = texts.adapted(stages, base, root) if is_adapter else (repo_id, [])
+    unnamed = [f" {name}" for name in (whole, *merged) if name.isupper() and "/" not in name]
     context = {
         "head": head,
         "title": texts.title(info),
@@ -185,10 +187,13 @@ def _render(
         "exact": texts.exact_table(info),
         "arguments": list(texts.arguments(info)),
         "details": list(texts.details(info)),
-        "loading": texts.loading(repo_id, base, dataset, is_adapter=is_adapter),
+        "loading": texts.loading(repo_id, whole, merged, dataset, is_adapter=is_adapter),
+        # Of a base outside these folders nobody can tell what it is, except of those that have a preset.
+        "asks_whole": is_adapter and len(stages) == 1 and base not in LICENSES,
+        "before": list(texts.unlearned_before(stages, record)),
         "run_command": texts.run_command(numbers.report["run"], numbers.name) if numbers else "",
         "commands": made_again,
-        "placeholders": texts.placeholders([*made_again, " BASE" if is_adapter and not base else ""]),
+        "placeholders": texts.placeholders([*made_again, *unnamed]),
         "limits": list(texts.limits(info, is_tiny=is_tiny, numbers=numbers)),
         "license": texts.license_sentence(license, restricted=restricted),
     }
