@@ -19,9 +19,9 @@ from .partition import is_forgotten
 from .questions import BLANK
 from .questions.cloze import MAX_SHARE
 from .questions.phrasings import contains
-from .viewer import viewer_problems
+from .viewer import CARD, viewer_problems
 from .views import VIEW_METHODS
-from .writer import changed_file, parquet_path, read_record
+from .writer import changed_file, parquet_path, read_options, read_record
 
 
 MAX_LETTER_SHARE = 0.35
@@ -44,21 +44,21 @@ def validate(folder: Path) -> list[str]:
     """
     record = read_record(folder)
     tables: dict[tuple[str, str], list[dict]] = {}
-    problems = [problem for name in record["files"] if (problem := changed_file(folder, name, record))]
-    for config in CONFIGS:
-        for split in SPLITS[config]:
-            path = folder / parquet_path(config, split)
-            try:
-                tables[config, split] = _read(path)
-            except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-                problems.append(f"{path}: cannot be read: {error}")
-                continue
-            problems += _schema_problems(path)
+    options = read_options(folder, record)
+    names = dict.fromkeys([*record["files"], CARD, *(parquet_path(*split) for split in _splits())])
+    problems = [problem for name in names if (problem := changed_file(folder, name, record))]
+    for config, split in _splits():
+        path = folder / parquet_path(config, split)
+        try:
+            tables[config, split] = _read(path)
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            problems.append(f"{path}: cannot be read: {error}")
+            continue
+        problems += _schema_problems(path)
     problems += viewer_problems(folder)
-    if len(tables) < sum(map(len, SPLITS.values())):
+    if len(tables) < len(_splits()):
         return problems
     finetune = tables["finetune", "train"]
-    options = BuildOptions(**record["options"])
     problems += _count_problems(finetune, options)
     problems += _partition_problems(tables, options)
     for name, rows in tables.items():
@@ -85,7 +85,7 @@ def notes(folder: Path) -> list[str]:
     Returns:
         `list[str]`: A line each for a frequent cloze answer, a frequent letter, and texts that repeat.
     """
-    if _is_balanced_by_us(BuildOptions(**read_record(folder)["options"])):
+    if _is_balanced_by_us(read_options(folder, read_record(folder))):
         return []
     return [f"finetune: {note}" for note in _balance_problems(_read(folder / parquet_path("finetune", "train")))]
 
@@ -93,6 +93,10 @@ def notes(folder: Path) -> list[str]:
 def _is_balanced_by_us(options: BuildOptions) -> bool:
     """Whether balance is a promise: how often a hospital finds nothing, or repeats a sentence, is not ours to mend."""
     return options.corpus == "embedded" and options.questions == "templates"
+
+
+def _splits() -> list[tuple[str, str]]:
+    return [(config, split) for config in CONFIGS for split in SPLITS[config]]
 
 
 def _read(path: Path) -> list[dict]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,6 +121,32 @@ def read_record(folder: Path) -> dict:
     if record.get("version") != VERSION:
         raise UserError(f"{path}: built by version {record.get('version')}, this is {VERSION}; build it again")
     return record
+
+
+def read_options(folder: Path, record: dict) -> BuildOptions:
+    """The options of a build, from its record.
+
+    Raises:
+        UserError: One is unknown, of another type or out of range, or the record is not what a build writes.
+    """
+    path, options = folder / RECORD, record["options"]
+    if not isinstance(options, dict) or not _is_file_list(record["files"]):
+        raise UserError(f"{path}: not a build record: its options or files are not what a build writes")
+    types = {option.name: type(option.default) for option in fields(BuildOptions)}
+    for name, value in options.items():
+        if name not in types:
+            raise UserError(f"{path}: option {name!r} is unknown; build it again")
+        if type(value) is not types[name]:
+            raise UserError(f"{path}: option {name} is {value!r}, not {types[name].__name__}; build it again")
+    try:
+        return BuildOptions(**options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _is_file_list(files: object) -> bool:
+    entries = files.values() if isinstance(files, dict) else [None]
+    return all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in entries)
 
 
 def _record(options: BuildOptions) -> dict:

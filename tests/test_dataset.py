@@ -1,6 +1,8 @@
 """The folder that is built: what `datasets` makes of it, that its bytes are reproducible, and what is refused."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +14,9 @@ import pytest
 from PIL import Image
 
 from medforget_dataset import CONFIGS, FEATURES, BuildOptions, MedForget, UserError, build, load
-from medforget_dataset.benchmark import Benchmark
+from medforget_dataset.benchmark import SPLITS, Benchmark
 from medforget_dataset.validate import validate
+from medforget_dataset.writer import parquet_path
 
 
 @pytest.fixture
@@ -105,6 +108,36 @@ def test_another_build_is_never_answered_from_the_cache(copy_of, monkeypatch):
     build(copy_of, workers=1, **vars(benchmark))
     after = datasets.load_dataset(str(copy_of), "section_forget", split="train")["answer"][:]
     assert after != before
+
+
+@pytest.mark.parametrize("name", ["README.md", parquet_path("study_retain", "train"), ""])
+def test_a_file_that_the_record_leaves_out_is_named(name, copy_of):
+    record = json.loads((copy_of / "build.json").read_text())
+    files = {} if not name else {key: entry for key, entry in record["files"].items() if key != name}
+    (copy_of / "build.json").write_text(json.dumps(record | {"files": files}))
+    problems = [line for line in validate(copy_of) if line.endswith("not in build.json")]
+    if name:
+        assert problems == [f"{copy_of / name}: not in build.json"]
+    else:
+        assert len(problems) == 1 + sum(map(len, SPLITS.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"options": {"sede": 1}}, "option 'sede' is unknown; build it again"),
+        ({"options": {"seed": "1"}}, "option seed is '1', not int; build it again"),
+        ({"options": {"patients": 3}}, "3"),
+        ({"options": []}, "its options or files are not what a build writes"),
+        ({"files": {"README.md": 1}}, "its options or files are not what a build writes"),
+    ],
+)
+def test_a_build_record_that_no_build_writes_is_one_line(change, words, copy_of):
+    record = json.loads((copy_of / "build.json").read_text())
+    (copy_of / "build.json").write_text(json.dumps(record | change))
+    with pytest.raises(UserError, match=re.escape(f"{copy_of / 'build.json'}: ")) as caught:
+        validate(copy_of)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(copy_of):

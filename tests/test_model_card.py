@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import unlearn.unlearning
 from medforget_dataset import UserError
 from unlearn.cli import main
 from unlearn.config import resolve
+from unlearn.measures.probe import FORMAT, KEY
 from unlearn.model_card import EVAL_RESULTS, card_files, render_model_card
 from unlearn.pipeline import write_run_report
 from unlearn.training import fingerprint
@@ -170,6 +172,7 @@ def test_it_says_how_much_was_forgotten_how_and_what_is_not_known(files):
     assert "| optimisation steps | 128 |" in text and "torch 2.15.0" in text
     assert "not a privacy guarantee" in text and "one seed" in text and "lexical" in text
     assert "medforget run --preset demo --methods npo" in text
+    assert "Its tokenizer was trained on the texts of the dataset" in text
 
 
 def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tmp_path):
@@ -178,6 +181,7 @@ def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tm
         r for r in records if r["id"] == "probe/npo-patient/patient/finetune/forget/all/answer_probability"
     )
     assert f"on forget rows: {100 * probability['value']:.1f} %" in more and "p = " in more
+    assert "(a small p: told apart from the retrained model)" in more
     assert "taught the forgotten rows of 2 images again" in more
     assert "Not measured of this checkpoint" not in files["README.md"]
     report = json.loads((run / "report.json").read_text())
@@ -190,6 +194,29 @@ def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tm
     missing = "the reconstruction attack, answer probabilities, membership, relearning"
     assert f"Not measured of this checkpoint: {missing}." in text
     assert "### Selectivity" not in text and "### Reconstruction attack" not in text
+
+
+@pytest.mark.parametrize("knows", ["evaluation", "probe"])
+def test_scores_of_a_checkpoint_that_was_written_over_are_not_its_own(knows, run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    file = again / "npo-patient" / "medforget.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps(info | {"run": "first"}))
+    if knows == "evaluation":
+        (again / "evaluation" / "npo-patient" / "checkpoint.json").write_text('{"checkpoint_run": "first"}')
+    else:
+        probe = again / "probes" / "npo-patient.parquet"
+        told = {KEY: json.dumps({"format": FORMAT, "checkpoint_run": "first"}).encode()}
+        pq.write_table(pq.read_table(probe).replace_schema_metadata(told), probe)
+    for named in (None, again):
+        assert "model-index" in card_files(file.parent, repo_id=REPO, run=named)["README.md"]
+    for other in ("second", None):
+        file.write_text(json.dumps(info | {"run": other}))
+        text = card_files(file.parent, repo_id=REPO)["README.md"]
+        assert "has not been evaluated" in text and "model-index" not in text
+        with pytest.raises(UserError, match="scores are not of the checkpoint that is now in npo-patient"):
+            card_files(file.parent, repo_id=REPO, run=again)
 
 
 def test_cards_name_nobody_and_no_place(run, data_dir, tmp_path):
@@ -257,6 +284,38 @@ def test_an_adapter_belongs_to_the_model_that_is_named(run, data_dir, tmp_path):
     assert "`BASE`: a place" in unnamed.text
 
 
+def test_an_adapter_of_an_adapter_is_put_on_the_merged_one(data_dir, tmp_path):
+    root = "Qwen/Qwen2.5-VL-7B-Instruct"
+    taught = write_info(tmp_path / "taught", VANILLA | {"base": root, "base files": root, "preset": None}, data_dir)
+    places, base = [taught], taught
+    for name in ("first", "second"):
+        base = write_info(tmp_path / name, NPO, data_dir, base)
+        places.append(base)
+    for place in places:
+        (place / "adapter_config.json").write_text("{}")
+        file = place / "medforget.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"save_adapter": True}))
+    for place, before in zip(places[1:], places[:-1], strict=True):
+        file = place / "medforget.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base files": fingerprint(before)}))
+    card = card_files(places[2], repo_id=REPO, base="org/first")["README.md"]
+    loads = re.findall(r"^model = .*$", card, re.MULTILINE)
+    assert loads == [
+        f'model = AutoModelForImageTextToText.from_pretrained("{root}")',
+        'model = PeftModel.from_pretrained(model, "ADAPTER_I").merge_and_unload()',
+        'model = PeftModel.from_pretrained(model, "org/first").merge_and_unload()',
+        f'model = PeftModel.from_pretrained(model, "{REPO}")',
+    ]
+    assert "Its base had been unlearned before, with NPO at patient level: 224 rows." in card
+    assert "`ADAPTER_I`: a place" in card and "must be loaded whole" not in card
+    first = card_files(places[1], repo_id=REPO)["README.md"]
+    assert 'PeftModel.from_pretrained(model, "BASE").merge_and_unload()' in first and "before, with" not in first
+    (places[1] / "medforget.json").unlink()  # so that what it was cannot be told
+    alone = card_files(places[2], repo_id=REPO, base="org/first")["README.md"]
+    assert "The base must be loaded whole: if it is itself an adapter, merge it first" in alone
+    assert "merge_and_unload()" not in alone
+
+
 @pytest.mark.parametrize(
     ("base", "license"),
     [("lingshu-medical-mllm/Lingshu-7B", "mit"), ("Qwen/Qwen2.5-VL-7B-Instruct", "apache-2.0"), ("org/other", None)],
@@ -281,7 +340,7 @@ def test_restricted_weights_have_no_free_licence(run, data_dir, tmp_path):
     (folder / "medforget.json").write_text(json.dumps({k: v for k, v in info.items() if k != "restricted"}))
     for text in (*texts, card_files(folder, repo_id=REPO)["README.md"]):
         card = ModelCard(text)
-        assert (card.data.license, card.data.license_name) == ("other", "data use agreement")
+        assert (card.data.license, card.data.license_name) == ("other", "data-use-agreement")
         assert "restricted" in card.data.tags and "must not be shared" in card.text and "Apache" not in card.text
 
 
@@ -305,10 +364,12 @@ def test_a_node_counts_as_forgotten_when_nothing_of_it_is_kept(data_dir):
 
 def test_mistakes_are_one_line(run, data_dir, tmp_path):
     other = write_info(tmp_path / "other", NPO, data_dir)
+    damaged = write_info(tmp_path / "damaged", NPO | {"base": [1]}, data_dir)
     for call, words in (
         ({"checkpoint": other, "run": run}, f"--run {run}: {other} does not lie in it"),
         ({"checkpoint": run / "evaluation", "run": run}, "its report has no scores of evaluation"),
         ({"checkpoint": other, "run": tmp_path}, f"{tmp_path}/report.json: missing or damaged"),
+        ({"checkpoint": damaged}, f"{damaged}/medforget.json: base is [1], no text"),
         ({"checkpoint": other, "base": "vanilla"}, "--base vanilla: is not a Hub id; give ORG/NAME"),
         ({"checkpoint": other, "dataset": "/data/medforget"}, "--dataset /data/medforget: is not a Hub id"),
     ):

@@ -10,9 +10,13 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.writer import read_record
 
 from .card_commands import hub_base, is_hub_id
-from .checkpoints import read_info
+from .checkpoints import CHECKPOINT_INFO, read_info
 from .presets import TINY_PRESETS
 from .training import fingerprint
+
+
+# What the stages of a checkpoint are told by.
+_WORDS = ("stage", "base", "base files", "data", "data files", "level", "method", "config", "preset")
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ def trace(checkpoint: Path) -> Lineage:
     Args:
         checkpoint (`Path`):
             Its folder.
+
+    Raises:
+        UserError: `medforget.json` of one of them is damaged.
     """
-    info = read_info(checkpoint)
+    info = _read_stage(checkpoint)
     stages, base, is_tiny = _before(checkpoint, info)
     data, files = info.get("data"), info.get("data files")
     record = None
@@ -62,6 +69,15 @@ def trace(checkpoint: Path) -> Lineage:
     return Lineage((*stages, info), base, is_tiny, record, dataset)
 
 
+def _read_stage(checkpoint: Path) -> dict[str, Any]:
+    info = read_info(checkpoint)
+    for name in _WORDS:
+        if not isinstance(info.get(name), str | None):
+            file = checkpoint / CHECKPOINT_INFO
+            raise UserError(f"{file}: {name} is {info[name]!r}, no text; copy or download the checkpoint again")
+    return info
+
+
 def _before(checkpoint: Path, info: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], str | None, bool]:
     """The stages before a checkpoint, and what the first of them started from."""
     base, files = info.get("base"), info.get("base files")
@@ -71,7 +87,7 @@ def _before(checkpoint: Path, info: dict[str, Any]) -> tuple[tuple[dict[str, Any
         return (), hub_base(info), False
     for folder in (Path(base), checkpoint.parent / Path(base).name):
         if folder.is_dir() and fingerprint(folder) == files:
-            before = read_info(folder)
+            before = _read_stage(folder)
             stages, root, is_tiny = _before(folder, before)
             return (*stages, before), root, is_tiny
     return (), None, False

@@ -16,7 +16,9 @@ from medforget_dataset.benchmark import SPLITS
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
-from .report.evaluations import ATTACK
+from .checkpoints import read_info
+from .measures.probe import read_probe_info
+from .report.evaluations import ASKED, ATTACK, EVALUATION
 from .report.reading import choose_metrics
 from .report.records import Record, Records
 from .report.write import FORMAT
@@ -103,6 +105,19 @@ class RunNumbers:
         self.metrics = choose_metrics(self.records)
 
     @cached_property
+    def is_of_checkpoint(self) -> bool:
+        """
+        Whether the checkpoint that lies there is the one that was asked, and not one that was written over it.
+
+        Raises:
+            UserError: `medforget.json`, the probe or the evaluation's record is damaged.
+        """
+        asked, probe = self.run / EVALUATION / self.name / ASKED, self.run / "probes" / f"{self.name}.parquet"
+        digests = {_asked_run(asked)} if asked.is_file() else set()
+        digests |= {read_probe_info(probe).get("checkpoint_run")} if probe.is_file() else set()
+        return (digests - {None} or {None}) == {read_info(self.run / self.name).get("run")}
+
+    @cached_property
     def method(self) -> str:
         """`"vanilla"`, `"retrained"` or the method that made the checkpoint; empty if the report does not know it."""
         return next((record.method for record in self.records if record.checkpoint == self.name), "")
@@ -177,6 +192,13 @@ class RunNumbers:
             notes = f"{METRIC_NAMES[score.metric]}, per cent, {uncertainty}"
             entries.append(EvalResultEntry(dataset, score.task, score.per_cent, notes=notes))
         return entries
+
+
+def _asked_run(file: Path) -> str | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["checkpoint_run"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: damaged; remove it") from error
 
 
 def _records(report: dict[str, Any]) -> Records:

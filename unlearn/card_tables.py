@@ -171,7 +171,10 @@ def more_measures(numbers: RunNumbers) -> Iterator[str]:
         if own is not None:
             compared = f"; retrained {_percent(other)}" if other and numbers.method != "retrained" else ""
             if quality and measure == "probe":
-                compared += f"; Kolmogorov-Smirnov test against it p = {quality.value:.1g}, small: told apart"
+                compared += (
+                    f"; Kolmogorov-Smirnov test against it p = {quality.value:.1g} "
+                    "(a small p: told apart from the retrained model)"
+                )
             yield f"{words}: {_percent(own)}, n = {own.n}{compared}."
     for taught in ("some", "all"):
         before, after = (

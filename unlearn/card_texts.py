@@ -176,11 +176,38 @@ def details(info: dict[str, Any]) -> Iterator[str]:
         yield f"Made with {', '.join(f'{name} {version}' for name, version in versions.items())}."
 
 
-def loading(repo_id: str, base: str | None, dataset: str | None, *, is_adapter: bool) -> str:
-    """Code that loads it and asks a question."""
+def unlearned_before(stages: Sequence[dict[str, Any]], record: dict[str, Any] | None) -> Iterator[str]:
+    """What the stages before its own made it forget, a sentence each."""
+    for info in stages[:-1]:
+        if info.get("stage") == "unlearn":
+            rows = (_counts(level_of(info), record) | dict(info.get("forgotten") or {})).get("rows")
+            count = f"{rows} rows" if rows else "how many rows was not recorded"
+            how = f"{method_title(info)} at {info.get('level')} level"
+            yield f"Its base had been unlearned before, with {how}: {count}."
+
+
+def adapted(stages: Sequence[dict[str, Any]], base: str | None, root: str | None) -> tuple[str, list[str]]:
+    """
+    The whole model that an adapter leads to, and the adapters between, the innermost first.
+
+    A name that is not known is a word in capitals.
+    """
+    merged: list[str] = []
+    for info in reversed(stages[:-1]):
+        if not info.get("save_adapter"):
+            break
+        merged.insert(0, (base or "BASE") if not merged else f"ADAPTER_{'I' * len(merged)}")
+    if not merged:
+        return base or "BASE", []
+    return (root if root and len(merged) == len(stages) - 1 else None) or "WHOLE_MODEL", merged
+
+
+def loading(repo_id: str, whole: str, merged: Sequence[str], dataset: str | None, *, is_adapter: bool) -> str:
+    """Code that loads it and asks a question; a base that is an adapter is merged before the next is put on it."""
     imports = ["from datasets import load_dataset", *(["from peft import PeftModel"] if is_adapter else [])]
     imports.append("from transformers import AutoModelForImageTextToText, AutoProcessor")
-    lines = [f'model = AutoModelForImageTextToText.from_pretrained("{(base or "BASE") if is_adapter else repo_id}")']
+    lines = [f'model = AutoModelForImageTextToText.from_pretrained("{whole if is_adapter else repo_id}")']
+    lines += [f'model = PeftModel.from_pretrained(model, "{name}").merge_and_unload()' for name in merged]
     lines += [f'model = PeftModel.from_pretrained(model, "{repo_id}")'] if is_adapter else []
     lines += [
         f'processor = AutoProcessor.from_pretrained("{repo_id}")',
@@ -248,6 +275,10 @@ def limits(info: dict[str, Any], *, is_tiny: bool, numbers: RunNumbers | None) -
         yield (
             "A tiny model, trained from nothing on one dataset: it answers the questions of this dataset and "
             "nothing else, and what a method does to it need not hold for a large model."
+        )
+        yield (
+            "Its tokenizer was trained on the texts of the dataset and holds words of names that occur there, also of "
+            "what is forgotten: unlearning changes weights, and not the tokenizer."
         )
     if info.get("stage") == "unlearn":
         yield "Forgetting was tested for one level and one choice of nodes."

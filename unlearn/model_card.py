@@ -67,7 +67,7 @@ def card_files(
             `ORG/NAME` on the Hub.
         run (`Path`, *optional*):
             Folder of a `medforget run`, in which the checkpoint lies. By default the checkpoint's parent, if that has
-            a report that knows it.
+            a report that knows it as it is now.
         base (`str`, *optional*):
             Hub id of the model that it was made from; by default what `medforget.json` says, if that is a Hub id.
         dataset (`str`, *optional*):
@@ -78,7 +78,7 @@ def card_files(
         there are results and the dataset is on the Hub.
 
     Raises:
-        UserError: The run has no report that knows the checkpoint, or a name is not a Hub id.
+        UserError: The run has no report that knows the checkpoint as it is now, or a name is not a Hub id.
     """
     # Both need checkpoints, which write this module's cards.
     from .card_lineage import check_hub_id, trace
@@ -126,12 +126,14 @@ def _numbers(checkpoint: Path, run: Path | None) -> RunNumbers | None:
         if not (folder / REPORT).is_file():
             return None
         numbers = RunNumbers(folder, name)
-        return numbers if numbers.method else None
+        return numbers if numbers.method and numbers.is_of_checkpoint else None
     if run.resolve() != folder:
         raise UserError(f"--run {run}: {checkpoint} does not lie in it; give the run that made it, or leave it out")
     numbers = RunNumbers(run, name)
     if not numbers.method:
         raise UserError(f"--run {run}: its report has no scores of {name}; run `medforget run` again, or leave it out")
+    if not numbers.is_of_checkpoint:
+        raise UserError(f"--run {run}: its scores are not of the checkpoint that is now in {name}; leave it out")
     return numbers
 
 
@@ -159,7 +161,7 @@ def _render(
     head = ModelCardData(
         language="en",
         license="other" if restricted else license,
-        license_name="data use agreement" if restricted else None,
+        license_name="data-use-agreement" if restricted else None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         base_model=base,
@@ -170,6 +172,8 @@ def _render(
         eval_results=numbers.eval_results(dataset) if numbers else None,
     )
     made_again = texts.commands(stages, base=root or base, is_tiny=is_tiny, record=record)
+    whole, merged = texts.adapted(stages, base, root) if is_adapter else (repo_id, [])
+    unnamed = [f" {name}" for name in (whole, *merged) if name.isupper() and "/" not in name]
     context = {
         "head": head,
         "title": texts.title(info),
@@ -183,10 +187,13 @@ def _render(
         "exact": texts.exact_table(info),
         "arguments": list(texts.arguments(info)),
         "details": list(texts.details(info)),
-        "loading": texts.loading(repo_id, base, dataset, is_adapter=is_adapter),
+        "loading": texts.loading(repo_id, whole, merged, dataset, is_adapter=is_adapter),
+        # Of a base outside these folders nobody can tell what it is, except of those that have a preset.
+        "asks_whole": is_adapter and len(stages) == 1 and base not in LICENSES,
+        "before": list(texts.unlearned_before(stages, record)),
         "run_command": texts.run_command(numbers.report["run"], numbers.name) if numbers else "",
         "commands": made_again,
-        "placeholders": texts.placeholders([*made_again, " BASE" if is_adapter and not base else ""]),
+        "placeholders": texts.placeholders([*made_again, *unnamed]),
         "limits": list(texts.limits(info, is_tiny=is_tiny, numbers=numbers)),
         "license": texts.license_sentence(license, restricted=restricted),
     }

@@ -20,6 +20,7 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.processes import available_cores
 from medforget_dataset.training_views import training_views
 
+from .checkpoints import read_info
 from .config import resolve
 from .finetune import finetune
 from .measures.probe import probe_checkpoint
@@ -29,6 +30,7 @@ from .plans import Plan, make_plan
 from .presets import TINY_PRESETS
 from .pretrain import pretrain
 from .report import write_report
+from .report.evaluations import ASKED
 from .report.probes import ALL_TAUGHT
 from .report.run_folder import FLAT
 from .stages import Run, Stage, read_run, stage_failures, stage_seconds
@@ -268,6 +270,7 @@ def _evaluate(checkpoint: Path, data: Path, tags: list[str], out: Path, wrong_im
     scores = evaluate_checkpoint(
         checkpoint, data, tags, batch_size=EVALUATION_BATCH, output_path=answers, wrong_image=wrong_image
     )
+    write_text(answers / ASKED, json.dumps({"checkpoint_run": read_info(checkpoint).get("run")}) + "\n")
     write_text(out, json.dumps(scores, indent=2) + "\n")
 
 

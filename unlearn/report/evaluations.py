@@ -20,6 +20,8 @@ from .run_folder import CONTROLS, FLAT, RunFolder
 
 
 EVALUATION = "evaluation"
+ASKED = "checkpoint.json"
+"""Beside the answers: the digest of the run that trained the checkpoint that gave them."""
 ATTACK = "attack"
 TASK_NAME = re.compile(
     rf"medforget_(?:(?P<level>{'|'.join(LEVELS)})_(?P<split>forget|retain|rephrase|{ATTACK})|general_med)_(?P<kind>\w+)"
