@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from pathlib import Path, PurePath
 
 import pyarrow.parquet as pq
 
 from .errors import UserError
-from .publishing import Published, Upload, connect, publish
+from .options import FOLDERS
+from .publishing import Content, Published, Upload, connect, publish
 from .validate import validate
 from .writer import RECORD, changed_file, read_record
 
 
 def dataset_upload(folder: Path) -> Upload:
     """
-    The files of a dataset folder, exactly as they were built.
+    The files of a dataset folder, exactly as they were built; but where `build.json` names folders of this machine
+    that it was built from, the last part of each.
 
     Args:
         folder (`Path`):
@@ -30,7 +33,10 @@ def dataset_upload(folder: Path) -> Upload:
     if problems := validate(folder):
         more = f" and {len(problems) - 1} more" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}; see `medforget validate {folder}`, and build the dataset again")
-    files = {name: folder / name for name in (RECORD, *record["files"])}
+    files: dict[str, Content] = {name: folder / name for name in (RECORD, *record["files"])}
+    if places := {name: PurePath(place).name for name in FOLDERS if (place := record["options"].get(name))}:
+        shown = record | {"options": record["options"] | places}
+        files[RECORD] = (json.dumps(shown, indent=2) + "\n").encode()
     return Upload("dataset", files, is_restricted_dataset(folder))
 
 

@@ -1,6 +1,7 @@
 """A table of one's own: both formats, real institution labels, and what happens to what is wrong with it."""
 
 import csv
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from small_corpora import (
 from medforget_dataset import BuildOptions, UserError, build
 from medforget_dataset.corpora import get_corpus
 from medforget_dataset.hierarchy import walk_studies
+from medforget_dataset.hub import dataset_upload
 
 
 def _table(change: Callable[[list[dict]], object], columns: list[str] | None = None, **kwargs: str) -> Callable:
@@ -233,6 +235,10 @@ def test_a_licence_lifts_the_restriction(tmp_path):
     folder = build(tmp_path / "out", corpus="table", root=str(root / "table.parquet"), **options)
     assert not any(row["restricted"] for row in check_build(folder, ()))
     assert "license: cc-by-4.0" in (folder / "README.md").read_text()
+    published = dataset_upload(folder).files
+    assert json.loads(published["build.json"])["options"]["root"] == "table.parquet"
+    texts = [published["build.json"].decode(), published["README.md"].read_text()]
+    assert not any(str(tmp_path) in text for text in texts)
 
 
 def test_any_number_of_institutions_that_a_quarter_divides_will_do(tmp_path):
