@@ -180,6 +180,7 @@ def test_peak_memory_is_what_was_held_at_once():
     del second
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_or_takes_too_long_is_told_in_a_line():
     bad = Variant("ours", "manu", shape="tiny", image_size=55)
     error = "UserError: image_size is 55; it must be a positive multiple of 28, such as 56, 84 or 112"

@@ -139,6 +139,7 @@ def test_the_function_of_the_pipeline_scores_as_hf_multimodal(data_dir, tiny_che
         assert scores["n"] == stock["n-samples"][task]["effective"]
 
 
+@pytest.mark.slow
 def test_the_models_of_lm_eval_stay_known():
     program = (
         "from harness_tasks.cli import register_model; from lm_eval.api.registry import get_model; register_model(); "

@@ -290,6 +290,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_without_asking_twice(tmp_path):
     """What comes out is the same as what was never interrupted."""
     killed = threading.Event()

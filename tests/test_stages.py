@@ -35,7 +35,7 @@ def _execute(folder, stages, jobs):
 ONE_OR_TWO = [1, pytest.param(2, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", ONE_OR_TWO)
 def test_stages_follow_their_inputs(tmp_path, jobs):
     folder = tmp_path / "run"
 
@@ -109,6 +109,7 @@ def test_a_process_that_is_killed_ends_the_run_even_in_an_optional_stage(tmp_pat
         _execute(folder, [Stage("a", folder / "a", _dies, optional=True), _chain(folder, _diverges, True)[-1]], 2)
 
 
+@pytest.mark.slow
 def test_the_plan_is_told_first_with_the_time_that_is_left(tmp_path, caplog):
     folder = tmp_path / "run"
     stages = [

@@ -58,6 +58,7 @@ def losses(trainer):
 # Learning curves.
 
 
+@pytest.mark.slow
 def test_eight_batches_of_one_and_one_of_eight_learn_alike(tmp_path, rows, grouped):
     """Images with different numbers of answer tokens, so that means of batches would differ from that of the step."""
     uneven = grouped.map(lambda example, i: {"rows": example["rows"][: 9 - i]}, with_indices=True)
@@ -342,7 +343,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, rows, grouped):
     [
         {"logging_steps": 1, "max_steps": 20},
         # After the only other line of the log.
-        {"logging_steps": 1000, "max_steps": 20},
+        pytest.param({"logging_steps": 1000, "max_steps": 20}, marks=pytest.mark.slow),
         # Its first loss on retain rows comes after an epoch of forgetting.
         {"logging_steps": 1, "num_train_epochs": 6, "schedule": "sequential"},
     ],

@@ -161,6 +161,7 @@ def test_no_view_at_all_and_a_blank_one_are_refused(installation):
         (folder / fault).unlink()
 
 
+@pytest.mark.slow
 def test_a_killed_build_takes_its_script_along_and_goes_on_where_it_was(installation, tmp_path):
     folder, model = installation
     (folder / "slow").write_text("0.3")

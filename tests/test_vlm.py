@@ -278,6 +278,7 @@ def test_all_questions_about_an_image_go_to_one_that_has_it():
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_divide_the_images_and_answer_as_one(images, tmp_path):
     checkpoint = make_checkpoint(tmp_path / "model")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TESTS / "two_askers.py"]
