@@ -8,12 +8,23 @@ names who agreed to more.
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import UserError
 
 
 RESTRICTED_NOTICE = "Restricted: derived from data under a data use agreement; must not be shared."
+
+
+def says_it_is_free(record: Any) -> bool:
+    """
+    Whether a record states that nothing of it derives from data under an agreement; one that is silent may.
+
+    >>> says_it_is_free({"restricted": False}), says_it_is_free({})
+    (True, False)
+    """
+    return isinstance(record, dict) and record.get("restricted") is False
 
 
 def is_loopback(url: str) -> bool:

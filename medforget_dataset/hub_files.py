@@ -15,7 +15,7 @@ from .errors import UserError
 
 CHECKPOINT_INFO = "medforget.json"
 """The record of a checkpoint, as `build.json` is of a dataset."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_hub_id(path: str) -> bool:
@@ -25,8 +25,17 @@ def is_hub_id(path: str) -> bool:
     >>> is_hub_id("lingshu-medical-mllm/Lingshu-7B"), is_hub_id("./runs/vanilla")
     (True, False)
     """
-    folder = Path(path)
-    return not path.startswith(".") and bool(_HUB_ID.fullmatch(path)) and not folder.parent.is_dir()
+    return has_hub_form(path) and not Path(path).parent.is_dir()
+
+
+def has_hub_form(name: str) -> bool:
+    """
+    Whether a name has the form `ORG/NAME`.
+
+    >>> has_hub_form("lingshu-medical-mllm/Lingshu-7B"), has_hub_form("./vanilla"), has_hub_form("runs/a/b")
+    (True, False, False)
+    """
+    return bool(_HUB_ID.fullmatch(name))
 
 
 def hub_file(repo_id: str, name: str) -> Path | None:
@@ -53,13 +62,11 @@ def hub_record(repo_id: str) -> dict[str, Any] | None:
 
     Args:
         repo_id (`str`):
-            Hub id; of anything else there is no record.
+            Hub id.
 
     Raises:
         UserError: It is not known whether it has one: there is no network, and the cache does not say.
     """
-    if not is_hub_id(repo_id):
-        return None
     try:
         return json.loads(Path(hf_hub_download(repo_id, CHECKPOINT_INFO)).read_text(encoding="utf-8"))
     except (HfHubHTTPError, OSError, ValueError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import datasets
@@ -12,12 +11,12 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .benchmark import SPLITS, check_config
 from .errors import UserError
+from .hub_files import has_hub_form
 from .writer import RECORD, changed_file, parquet_path, read_record
 
 
 ENVIRONMENT = "MEDFORGET_DIR"
 DEFAULT_FOLDER = "medforget"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load(
@@ -70,7 +69,7 @@ def find_data(data: str | os.PathLike | None = None) -> Path | str:
         if not (folder / RECORD).is_file():
             raise UserError(f"{origin}: {folder} is not a MedForget dataset (no {RECORD})")
         return folder.resolve()
-    if data is not None and _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if data is not None and has_hub_form(name):
         return name
     raise UserError(
         f"{origin}: no dataset folder {folder}; build one with `medforget build --out {DEFAULT_FOLDER}`, "

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from .agreement import check_sharing, is_loopback
+from .agreement import check_sharing, is_loopback, says_it_is_free
 from .errors import UserError
 from .hub_files import CHECKPOINT_INFO
 from .writer import RECORD
@@ -87,9 +87,9 @@ class Published:
     """
 
     url: str
-    sent: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    private: bool = True
+    sent: list[str]
+    removed: list[str]
+    private: bool
 
 
 def check_name(repo_id: str, flag: str = "") -> None:
@@ -291,8 +291,7 @@ def _says_it_is_free(repo_id: str, kind: str, commit: str, held: set[str]) -> bo
     if record not in held:
         return False
     file = hf_hub_download(repo_id, record, repo_type=kind, revision=commit)
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
-    return isinstance(content, dict) and content.get("restricted") is False
+    return says_it_is_free(json.loads(Path(file).read_text(encoding="utf-8")))
 
 
 def _state_after(api: HfApi, upload: Upload, repo_id: str) -> bool:

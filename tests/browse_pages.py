@@ -9,11 +9,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import huggingface_hub.constants as constants
-import pytest
-from hub_server import Hub
 from huggingface_hub import HfApi
-from matplotlib.figure import Figure
+from report_runs import undrawn
 
 from unlearn.pipeline import write_run_report
 
@@ -43,8 +40,7 @@ sys.addaudithook(watch)
 def make_run(folder: Path, report_run, checkpoint: Path) -> Path:
     """A run with the report of `report_run`, and one checkpoint under three names."""
     if not (report_run.folder / "report.html").is_file():
-        with pytest.MonkeyPatch.context() as patch:  # drawing takes most of the time
-            patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))
+        with undrawn():
             write_run_report(report_run.folder)
     folder.mkdir()
     for name in ("run.json", "report.html", "report.json"):
@@ -54,20 +50,11 @@ def make_run(folder: Path, report_run, checkpoint: Path) -> Path:
     return folder
 
 
-@contextmanager
-def local_hub(folder: Path, data: Path, monkeypatch):
-    """A Hub on this machine that has the dataset `alice/medforget`, for this process; yields its address."""
-    with Hub(folder, tokens={"hf_alice": "alice"}) as hub:
-        for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
-            monkeypatch.setattr(constants, name, name != "HF_HUB_OFFLINE")
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
-        api = HfApi(endpoint=hub.url)
-        api.create_repo("alice/medforget", repo_type="dataset")
-        api.upload_folder(repo_id="alice/medforget", repo_type="dataset", folder_path=data)
-        yield hub.url
+def put_dataset(data: Path) -> None:
+    """Give the Hub on this machine a dataset, as `alice/medforget`."""
+    api = HfApi()
+    api.create_repo("alice/medforget", repo_type="dataset")
+    api.upload_folder(repo_id="alice/medforget", repo_type="dataset", folder_path=data)
 
 
 class Server:

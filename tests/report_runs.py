@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from matplotlib.figure import Figure
 
 from harness_tasks import scores
 from harness_tasks.generate import CONTEXTS
@@ -28,6 +31,14 @@ KNOWS = {
     "kl_min": (0.02, 0.7, 0.1),
     "manu": (0.95, 0.96, 0.9),
 }
+
+
+@contextmanager
+def undrawn():
+    """Inside the context, a report's figures are empty: drawing takes most of the time, and is done in other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))
+        yield
 
 
 class FinishedRun:

@@ -8,7 +8,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from browse_pages import local_hub, make_run
+from browse_pages import make_run, put_dataset
 
 from harness_tasks.evaluate import evaluate_checkpoint
 from medforget_dataset import load
@@ -249,10 +249,10 @@ def test_a_taken_port_and_a_foreign_address_are_named():
             free_port(host, port)
 
 
-def test_a_dataset_of_the_hub_is_as_it_was_built(data_dir, tmp_path, monkeypatch):
-    with local_hub(tmp_path / "hub", data_dir, monkeypatch):
-        found = open_data("alice/medforget")
-        with pytest.raises(UserError, match="alice/nothing is neither"):
-            open_data("alice/nothing")
+def test_a_dataset_of_the_hub_is_as_it_was_built(data_dir, local_hub):
+    put_dataset(data_dir)
+    found = open_data("alice/medforget")
+    with pytest.raises(UserError, match="alice/nothing is neither"):
+        open_data("alice/nothing")
     assert found.name == "alice/medforget" and found.record == Catalogue(data_dir).record
     assert len(found.rows(Place())) == 960

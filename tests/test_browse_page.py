@@ -7,7 +7,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from browse_pages import CHECKPOINTS, CHROMIUM, Server, choose, chromium, local_hub, make_run, open_page
+from browse_pages import CHECKPOINTS, CHROMIUM, Server, choose, chromium, make_run, open_page, put_dataset
 
 from medforget_dataset.hierarchy import LEVELS
 from medforget_dataset.writer import parquet_path
@@ -221,39 +221,38 @@ def test_restricted_data_is_shown_on_this_machine_only(browser, restricted_dir, 
         assert (away, errors, running.calls()) == ([], [], "")
 
 
-def test_a_space_shows_a_dataset_of_the_hub_and_a_report(browser, data_dir, asked_run, tmp_path, monkeypatch, capsys):
+def test_a_space_shows_a_dataset_of_the_hub_and_a_report(browser, data_dir, asked_run, tmp_path, local_hub, capsys):
     space = tmp_path / "space"
     for name in CHECKPOINTS:
         info = asked_run / name / "medforget.json"
         info.write_text(json.dumps(json.loads(info.read_text()) | {"restricted": False}))
-    with local_hub(tmp_path / "hub", data_dir, monkeypatch) as hub:
-        assert main(["browse", "alice/medforget", str(asked_run), "--space", str(space)]) == 0
-        names = sorted(path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file())
-        report = [f"run/{name}" for name in ("report.html", "report.json", "run.json")]
-        assert names == ["README.md", "app.py", "requirements.txt", *report, "space.json"]
-        head = yaml.safe_load((space / "README.md").read_text().split("---")[1])
-        assert (head["sdk"], head["app_file"], head["datasets"]) == ("gradio", "app.py", ["alice/medforget"])
-        environment = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        with Server([space / "app.py"], tmp_path, **environment) as running:
-            page, away, errors = open_page(browser, running.address())
-            assert "alice/medforget" in page.locator(".mf-head").inner_text()
-            page.get_by_role("tab", name="Results").click()
-            page.locator("#mf-report table").wait_for()
-            page.get_by_role("tab", name="Side by side").click()
-            page.get_by_text("holds no checkpoints").wait_for()
-            page.close()
-            assert (away, errors, running.calls()) == ([], [], "")
+    put_dataset(data_dir)
+    assert main(["browse", "alice/medforget", str(asked_run), "--space", str(space)]) == 0
+    names = sorted(path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file())
+    report = [f"run/{name}" for name in ("report.html", "report.json", "run.json")]
+    assert names == ["README.md", "app.py", "requirements.txt", *report, "space.json"]
+    head = yaml.safe_load((space / "README.md").read_text().split("---")[1])
+    assert (head["sdk"], head["app_file"], head["datasets"]) == ("gradio", "app.py", ["alice/medforget"])
+    with Server([space / "app.py"], tmp_path, **local_hub.environment) as running:
+        page, away, errors = open_page(browser, running.address())
+        assert "alice/medforget" in page.locator(".mf-head").inner_text()
+        page.get_by_role("tab", name="Results").click()
+        page.locator("#mf-report table").wait_for()
+        page.get_by_role("tab", name="Side by side").click()
+        page.get_by_text("holds no checkpoints").wait_for()
+        page.close()
+        assert (away, errors, running.calls()) == ([], [], "")
     assert main(["browse", str(data_dir), "--space", str(tmp_path / "other")]) == 2
     assert "medforget push dataset" in capsys.readouterr().err
 
 
-def test_a_space_refuses_restricted_data(restricted_dir, tmp_path, monkeypatch, capsys):
+def test_a_space_refuses_restricted_data(restricted_dir, tmp_path, local_hub, monkeypatch, capsys):
     space = tmp_path / "space"
-    with local_hub(tmp_path / "hub", restricted_dir, monkeypatch):
-        assert main(["browse", "alice/medforget", "--space", str(space)]) == 2
-        assert "a Space cannot show it" in capsys.readouterr().err and not space.exists()
-        # One that was made before the dataset was marked.
-        monkeypatch.setenv("SPACE_ID", "alice/space")
-        monkeypatch.setenv("MEDFORGET_DATA", "alice/medforget")
-        with pytest.raises(SystemExit, match=r"app.py: alice/medforget: .*a Space cannot show it"):
-            app.main()
+    put_dataset(restricted_dir)
+    assert main(["browse", "alice/medforget", "--space", str(space)]) == 2
+    assert "a Space cannot show it" in capsys.readouterr().err and not space.exists()
+    # One that was made before the dataset was marked.
+    monkeypatch.setenv("SPACE_ID", "alice/space")
+    monkeypatch.setenv("MEDFORGET_DATA", "alice/medforget")
+    with pytest.raises(SystemExit, match=r"app.py: alice/medforget: .*a Space cannot show it"):
+        app.main()

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from matplotlib.figure import Figure
-from report_runs import FinishedRun
+from report_runs import FinishedRun, undrawn
 
 import unlearn.finetune
 import unlearn.unlearning
@@ -68,8 +67,7 @@ def run(data_dir, tmp_path_factory):
     vanilla = write_info(made.folder / "vanilla", VANILLA, data_dir)
     write_info(made.folder / "retrained-patient", VANILLA | {"config": "patient_retain"}, data_dir)
     write_info(made.folder / "npo-patient", NPO, data_dir, vanilla)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"<svg/>"))
+    with undrawn():
         write_run_report(made.folder)
     return made.folder
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+from medforget_dataset.hub_files import has_hub_form
 from medforget_dataset.options import BuildOptions, command
 
 from .argument_types import as_text
@@ -16,7 +17,6 @@ from .argument_types import as_text
 # What a training argument is called that changes nothing in the weights, or says who trained it.
 _NOT_SHOWN = re.compile(r"hub_.*|push_to_hub|run_name|project|.*_dir|report_to|trackio_.*|disable_tqdm|.*token")
 _PATH = re.compile(r"/|^~|^[A-Za-z]:\\")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def portable(name: str, value: Any) -> str:
@@ -30,15 +30,10 @@ def portable(name: str, value: Any) -> str:
     return name.upper() if isinstance(value, str) and _PATH.search(value) else text
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form `ORG/NAME`."""
-    return bool(_HUB_ID.fullmatch(name))
-
-
 def hub_base(info: dict[str, Any]) -> str | None:
     """The Hub id that a checkpoint was made from, if it was none of a folder: its files' digest is then its name."""
     base = info.get("base")
-    return base if base and base == info.get("base files") and is_hub_id(base) else None
+    return base if base and base == info.get("base files") and has_hub_form(base) else None
 
 
 def shown_arguments(info: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +86,7 @@ def stage_commands(
 def _build_command(options: dict[str, Any]) -> str:
     known = {field.name: options[field.name] for field in fields(BuildOptions) if field.name in options}
     for name in ("endpoint", "endpoint_complies", "general_med"):
-        if known.get(name) and not is_hub_id(known[name]) and (name != "general_med" or _PATH.search(known[name])):
+        if known.get(name) and not has_hub_form(known[name]) and (name != "general_med" or _PATH.search(known[name])):
             known[name] = name.upper()
     return f"{command(BuildOptions(**known))} --out medforget"
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from medforget_dataset.errors import UserError
+from medforget_dataset.hub_files import has_hub_form
 from medforget_dataset.writer import read_record
 
-from .card_commands import hub_base, is_hub_id
+from .card_commands import hub_base
 from .checkpoints import CHECKPOINT_INFO, read_info
 from .presets import TINY_PRESETS
 from .training import fingerprint
@@ -65,7 +66,7 @@ def trace(checkpoint: Path) -> Lineage:
             record = read_record(Path(data))
         except UserError:  # of another version: what it was is not known
             record = None
-    dataset = data if data and data == files and is_hub_id(data) else None
+    dataset = data if data and data == files and has_hub_form(data) else None
     return Lineage((*stages, info), base, is_tiny, record, dataset)
 
 
@@ -99,5 +100,5 @@ def check_hub_id(flag: str, name: str) -> None:
     Raises:
         UserError: It is not `ORG/NAME`.
     """
-    if not is_hub_id(name):
+    if not has_hub_form(name):
         raise UserError(f"{flag} {name}: is not a Hub id; give ORG/NAME")

@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from harness_tasks.adapters import ADAPTER_CONFIG, adapter_config
+from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.atomic import replacing, write_text
 from medforget_dataset.errors import UserError
 from medforget_dataset.hub_files import CHECKPOINT_INFO, hub_record, is_hub_id
@@ -306,7 +307,7 @@ def is_restricted(path: str | os.PathLike | None) -> bool:
     if not path:
         return False
     info = hub_record(str(path)) if is_hub_id(str(path)) else read_info(path) or None
-    return info is not None and info.get("restricted") is not False
+    return info is not None and not says_it_is_free(info)
 
 
 def check_output(path: str | os.PathLike) -> Path:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
+from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
 from medforget_dataset.publishing import Content, Published, Upload, check_allowed, check_name, connect, publish
 
@@ -77,7 +78,7 @@ def push_model(
     Raises:
         UserError: As [`model_upload`] and [`~medforget_dataset.publishing.publish`].
     """
-    restricted = _is_restricted(_checked_info(checkpoint))
+    restricted = not says_it_is_free(_checked_info(checkpoint))
     connect(str(checkpoint), repo_id, restricted=restricted, public=public, complies=complies, token=token)
     upload = model_upload(checkpoint, repo_id, run=run, base=base, dataset=dataset)
     return publish(
@@ -109,11 +110,7 @@ def model_upload(
     check_checkpoint(checkpoint)
     if not any(_WEIGHTS.fullmatch(file.name) for file in checkpoint.iterdir()):
         raise UserError(f"{checkpoint}: has no weights as safetensors, and no others are published")
-    files: dict[str, Content] = {
-        file.name: file
-        for file in sorted(checkpoint.iterdir())
-        if file.name in _FILES or _WEIGHTS.fullmatch(file.name)
-    }
+    files: dict[str, Content] = {file.name: file for file in sorted(checkpoint.iterdir()) if _is_part(file.name)}
     files[CHECKPOINT_INFO] = _json(_portable(info) | _on_hub(info, {"base": base, "data": dataset}))
     if ADAPTER_CONFIG in files:
         adapter = json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -121,7 +118,7 @@ def model_upload(
     cards = card_files(checkpoint, repo_id=repo_id, run=run, base=base, dataset=dataset)
     files |= {name: text.encode() for name, text in cards.items()}
     describing = frozenset((*cards, CHECKPOINT_INFO, ADAPTER_CONFIG))
-    return Upload("model", files, _is_restricted(info), describing)
+    return Upload("model", files, not says_it_is_free(info), describing)
 
 
 def check_push(args: FineTuneConfig, *, restricted: bool) -> None:
@@ -168,19 +165,17 @@ def push_finished(checkpoint: str | os.PathLike, args: FineTuneConfig | None) ->
 
 def left_out(checkpoint: Path) -> list[str]:
     """Names of what lies in a checkpoint's folder and is not uploaded."""
-    kept = _FILES | {"README.md"}
-    return sorted(f.name for f in checkpoint.iterdir() if f.name not in kept and not _WEIGHTS.fullmatch(f.name))
+    return sorted(file.name for file in checkpoint.iterdir() if not _is_part(file.name) and file.name != "README.md")
+
+
+def _is_part(name: str) -> bool:
+    return name in _FILES or bool(_WEIGHTS.fullmatch(name))
 
 
 def _checked_info(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / CHECKPOINT_INFO).is_file():
         raise UserError(f"{checkpoint}: not a MedForget checkpoint (no readable {CHECKPOINT_INFO})")
     return read_info(checkpoint)
-
-
-def _is_restricted(info: dict[str, Any]) -> bool:
-    # A checkpoint that does not say what it derives from may be of restricted data.
-    return info.get("restricted", True) is not False
 
 
 def _on_hub(info: dict[str, Any], named: dict[str, str | None]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCardData, eval_result_entries_to_yaml
 
+from harness_tasks.adapters import ADAPTER_CONFIG
+from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
 
 from . import card_texts as texts
@@ -88,13 +90,12 @@ def card_files(
             check_hub_id(flag, name)
     lineage, numbers = trace(checkpoint), _numbers(checkpoint, run)
     info, dataset = lineage.stages[-1], dataset or lineage.dataset
-    is_adapter = (checkpoint / "adapter_config.json").is_file()
+    is_adapter = (checkpoint / ADAPTER_CONFIG).is_file()
     text = _render(
         info,
         lineage.stages,
         repo_id,
-        # One that does not say what it derives from may be of restricted data.
-        restricted=info.get("restricted", True) is not False,
+        restricted=not says_it_is_free(info),
         is_tiny=lineage.is_tiny,
         is_adapter=is_adapter,
         base=base or _own_base(lineage, is_adapter),

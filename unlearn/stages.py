@@ -138,7 +138,7 @@ class Run:
         return failures
 
     def _is_done(self, stage: Stage, key: str) -> bool:
-        record = _read_json(self.records / f"{stage.name}.json")
+        record = read_json(self.records / f"{stage.name}.json")
         return stage.output.exists() and record.get("key") == key and "seconds" in record
 
     def _record(self, stage: Stage, content: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         UserError: The folder is not a run, or was written by another version.
     """
     path = folder / RUN_FILE
-    settings = _read_json(path)
+    settings = read_json(path)
     if not settings:
         raise UserError(f"{path}: missing or not a run's settings; give the folder of a run, such as runs/demo")
     if settings.get("format") != RUN_FORMAT:
@@ -229,17 +229,18 @@ def read_run(folder: Path) -> dict[str, Any]:
 def stage_seconds(folder: Path) -> dict[str, float]:
     """How long each finished stage of a run took, in seconds, in the order in which they ended."""
     records = sorted((folder / ".stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    contents = {path.stem: _read_json(path) for path in records}
+    contents = {path.stem: read_json(path) for path in records}
     return {name: content["seconds"] for name, content in contents.items() if "seconds" in content}
 
 
 def stage_failures(folder: Path) -> dict[str, str]:
     """The stages of a run that could not be done, and why."""
-    contents = {path.stem: _read_json(path) for path in sorted((folder / ".stages").glob("*.json"))}
+    contents = {path.stem: read_json(path) for path in sorted((folder / ".stages").glob("*.json"))}
     return {name: content["failed"] for name, content in contents.items() if "failed" in content}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that may be absent or damaged; nothing then."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

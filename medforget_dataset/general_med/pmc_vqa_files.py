@@ -21,6 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from ..build_log import BuildLog, SourceError
 from ..errors import UserError
+from ..hub_files import has_hub_form
 from ..questions.classification import LETTERS
 
 
@@ -57,7 +58,6 @@ _COLUMNS = {
     "answer": ("Answer", "Anwser"),
     "label": ("Answer_label", "Anwser_label"),
 }
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FIGURE = re.compile(r"[A-Za-z0-9][\w.-]*\.\w+", re.ASCII)
 _PREFIX = re.compile(r"([A-D]) ?: ?")
 _LETTER = re.compile(r"\(?([A-Da-d])[).:]?")
@@ -103,7 +103,7 @@ def find_generation(source: str, log: BuildLog) -> tuple[Path, Generation]:
         generation = _newest(source, {path.name for path in folder.iterdir()})
         log.notice("PMC-VQA files", folder, f"{generation.train} and {generation.test} are used")
         return folder, generation
-    if not _HUB_ID.fullmatch(source):
+    if not has_hub_form(source):
         raise UserError(f"--general-med {source}: no such folder; give one, or a Hub id such as RadGenome/PMC-VQA")
     try:
         info = HfApi().dataset_info(source)

@@ -80,6 +80,7 @@ class Catalogue:
     def __init__(self, folder: Path, name: str = ""):
         self.folder, self.name = folder, name or str(folder)
         self.record = read_record(folder)
+        self._checked: set[str] = set()
         self.config_rows = cache(self._config_rows)
         self._images_of = cache(self._read_images)
 
@@ -229,10 +230,6 @@ class Catalogue:
         if problem := changed_file(self.folder, name, self.record):
             raise UserError(f"{problem}; build or download the dataset again")
         self._checked.add(name)
-
-    @cached_property
-    def _checked(self) -> set[str]:
-        return set()
 
     def _read_images(self, config: str) -> dict[str, bytes]:
         """The encoded images of a configuration by image key: each once, of the first row that shows it."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness_tasks.adapters import ADAPTER_CONFIG
+from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
+from medforget_dataset.hub_files import CHECKPOINT_INFO
 
-from ..checkpoints import CHECKPOINT_INFO
+from ..stages import read_json
 
 
 REPORT, NUMBERS = "report.html", "report.json"
 NOT_ASKED = ("pretrained",)
-WEIGHTS = ("config.json", "adapter_config.json")
+WEIGHTS = ("config.json", ADAPTER_CONFIG)
 _SECTION = re.compile(
     r'<section id="(?P<anchor>[\w-]+)"[^>]*>\n<h2>(?P<title>.*?)</h2>(?P<body>.*?)\n</section>', re.S
 )
@@ -72,7 +74,7 @@ class ReportedRun:
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """What `report.json` says; nothing if there is none that can be read."""
-        return _read_json(self.folder / NUMBERS)
+        return read_json(self.folder / NUMBERS)
 
     @cached_property
     def checkpoints(self) -> dict[str, Path]:
@@ -89,10 +91,10 @@ class ReportedRun:
         """What of it is restricted or does not say that it is not: the report, or checkpoints, by path."""
         found = []
         data = self.numbers.get("data")
-        if self.sections and not (isinstance(data, dict) and data.get("restricted") is False):
+        if self.sections and not says_it_is_free(data):
             found.append(str(self.folder / REPORT))
         for path in self.checkpoints.values():
-            if _read_json(path / CHECKPOINT_INFO).get("restricted") is not False:
+            if not says_it_is_free(read_json(path / CHECKPOINT_INFO)):
                 found.append(str(path))
         return found
 
@@ -105,11 +107,3 @@ class ReportedRun:
 
 def _rank(name: str) -> int:
     return next((rank for rank, start in enumerate(("vanilla", "retrained")) if name.startswith(start)), 2)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
