@@ -36,7 +36,7 @@ def data_dir(tmp_path_factory):
     """The smallest dataset that 25 % divides at every level: 64 studies, 960 rows, images of 56 × 56 pixels."""
     from medforget_dataset import build
 
-    return build(tmp_path_factory.mktemp("data") / "medforget", institutions=4, patients=4, image_size=56)
+    return build(tmp_path_factory.mktemp("data") / "medforget", institutions=4, patients=4, image_size=56, workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -348,7 +348,7 @@ def built(tmp_path_factory):
     folder = write(
         root / "pmc", test=facts(FIGURES["test"] + 30), train=facts(FIGURES["train"] + 30, 1000), zipped=True
     )
-    return build(root / "medforget", institutions=4, patients=4, image_size=56, general_med=str(folder))
+    return build(root / "medforget", institutions=4, patients=4, image_size=56, general_med=str(folder), workers=1)
 
 
 def test_a_build_with_pmc_vqa_is_valid(built):
