@@ -57,14 +57,17 @@ if __name__ == "__main__":
     call = [sys.executable, "-m", "unlearn.cli", "browse", *sys.argv[1:3]]
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        found = next((m for m in (re.match(r"open (\S+);", line) for line in server.stderr) if m), None)
+        said: list[str] = []
+        while not (found := re.match(r"open (\S+);", said[-1] if said else "")):
+            if not (line := server.stderr.readline()):
+                sys.exit("".join(said))
+            said.append(line)
         try:
-            if found is not None:
-                with sync_playwright() as playwright:
-                    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-                    screen = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-                    screen.goto(found[1])
-                    screenshots(screen)
-                    browser.close()
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+                screen = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+                screen.goto(found[1])
+                screenshots(screen)
+                browser.close()
         finally:
             server.terminate()

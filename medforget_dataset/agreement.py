@@ -34,11 +34,9 @@ def is_loopback(url: str) -> bool:
         >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("https://api.example.org/v1")
         (True, False)
     """
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -94,5 +92,5 @@ def check_sharing(
     if not is_loopback(endpoint) and not complies.strip():
         raise UserError(
             f"{target}: {says} and cannot be published; to a private repository of a Hub that the agreement allows, "
-            'state --endpoint-complies "who agreed, under what terms"'
+            '`medforget push … --endpoint-complies "who agreed, under what terms"` sends it'
         )

@@ -44,7 +44,7 @@ def choose_examples(benchmark: Benchmark) -> CardExamples:
     sections = [row["section"] for row in of_study if row["section"]]
     section = "findings" if "findings" in sections else sections[0]
     shown = [row for row in of_study if row["section"] in ("", section)]
-    general = next(row for row in benchmark.examples("general_med", "test"))
+    general = next(benchmark.examples("general_med", "test"))
     pictures = {"study.jpg": of_study[0], "study-turned.jpg": turned, "general-med.jpg": general}
     return CardExamples(
         images={name: row["image"]["bytes"] for name, row in pictures.items()},

@@ -57,7 +57,7 @@ def push_dataset(
     folder: Path, repo_id: str, *, public: bool = False, replace: bool = False, complies: str = ""
 ) -> Published:
     """
-    Upload a dataset folder as it was built to a private repository.
+    Upload a dataset folder as it was built to a repository, private unless `public`.
 
     Args:
         folder (`Path`):
@@ -74,6 +74,7 @@ def push_dataset(
         UserError: As [`dataset_upload`] and [`publish`].
     """
     restricted = is_restricted_dataset(folder)
+    # Refused before gigabytes are read.
     connect(str(folder), repo_id, restricted=restricted, public=public, complies=complies)
     upload = dataset_upload(folder)
     return publish(upload, repo_id, what=str(folder), public=public, replace=replace, complies=complies)

@@ -68,7 +68,8 @@ def hub_record(repo_id: str) -> dict[str, Any] | None:
         UserError: It is not known whether it has one: there is no network, and the cache does not say.
     """
     try:
-        return json.loads(Path(hf_hub_download(repo_id, CHECKPOINT_INFO)).read_text(encoding="utf-8"))
+        record = json.loads(Path(hf_hub_download(repo_id, CHECKPOINT_INFO)).read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
     except (HfHubHTTPError, OSError, ValueError) as error:
         absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
         if absent or try_to_load_from_cache(repo_id, CHECKPOINT_INFO) is _CACHED_NO_EXIST:

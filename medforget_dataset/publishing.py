@@ -19,7 +19,6 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_token,
-    hf_hub_download,
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -28,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from .agreement import check_sharing, is_loopback, says_it_is_free
 from .errors import UserError
@@ -38,7 +38,8 @@ from .writer import RECORD
 Content = Path | bytes
 # Made by the Hub itself in every repository.
 _HUBS_OWN = ".gitattributes"
-_NETWORK = ("httpx", "httpcore", "requests", "urllib3")
+# The client's HTTP library differs by version.
+_NETWORK = ("httpx", "httpcore")
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def check_name(repo_id: str, flag: str = "") -> None:
     Raises:
         UserError: It has no organisation, or characters that the Hub does not take.
     """
+    named = f"{flag} {repo_id}".strip()
     if repo_id.count("/") != 1:
-        named = f"{flag} {repo_id}".strip()
         raise UserError(f"{named}: give ORG/NAME, an organisation or user on the Hub and the repository's name")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id}: not a name that the Hub takes: {_first_line(error)}") from error
+        raise UserError(f"{named}: not a name that the Hub takes: {_first_line(error)}") from error
 
 
 def check_allowed(what: str, repo_id: str, *, restricted: bool, public: bool = False, complies: str = "") -> None:
@@ -279,19 +280,22 @@ def _check_history(api: HfApi, upload: Upload, repo_id: str) -> None:
     for commit in sorted(commits):
         tree = api.list_repo_tree(repo_id, recursive=True, repo_type=upload.kind, revision=commit)
         held = {entry.path for entry in tree if isinstance(entry, RepoFile)} - {_HUBS_OWN}
-        if held and not _says_it_is_free(repo_id, upload.kind, commit, held):
+        if held and not _says_it_is_free(api, repo_id, upload.kind, commit, held):
             raise UserError(
                 f"{repo_id}: cannot be made public: its history holds what does not say that it is free of a data use "
                 f"agreement (commit {commit[:7]}); push to another name"
             )
 
 
-def _says_it_is_free(repo_id: str, kind: str, commit: str, held: set[str]) -> bool:
+def _says_it_is_free(api: HfApi, repo_id: str, kind: str, commit: str, held: set[str]) -> bool:
     record = RECORD if kind == "dataset" else CHECKPOINT_INFO
     if record not in held:
         return False
-    file = hf_hub_download(repo_id, record, repo_type=kind, revision=commit)
-    return says_it_is_free(json.loads(Path(file).read_text(encoding="utf-8")))
+    file = api.hf_hub_download(repo_id, record, repo_type=kind, revision=commit)
+    try:
+        return says_it_is_free(json.loads(Path(file).read_text(encoding="utf-8")))
+    except ValueError:  # what cannot be read says nothing
+        return False
 
 
 def _state_after(api: HfApi, upload: Upload, repo_id: str) -> bool:
@@ -326,14 +330,14 @@ def _is_same(content: Content, there: RepoFile) -> bool:
         content = content.read_bytes()
     if there.lfs is not None:
         return hashlib.sha256(content).hexdigest() == there.lfs.sha256
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id  # as git names it
+    return git_hash(content) == there.blob_id
 
 
 def _check_replaceable(
     upload: Upload, repo_id: str, sent: list[str], removed: list[str], there: dict[str, RepoFile], *, replace: bool
 ) -> None:
-    """What an interrupted push has left is gone on with; only something else is not."""
-    others = [name for name in sent if name in there and name not in upload.describing] + removed
+    """Files may be added to what is there; one that would change or go must be asked for, unless it only describes."""
+    others = [name for name in (*sent, *removed) if name in there and name not in upload.describing]
     if others and not replace:
         raise UserError(
             f"{repo_id}: holds something else ({_some(others)}); choose another name, or add --replace to replace it"
@@ -370,7 +374,7 @@ def _some(names: Any) -> str:
 
 @contextmanager
 def _telling(repo_id: str) -> Iterator[None]:
-    """Inside the context, what the Hub or the network says is one line that says what to do."""
+    """Turn errors of the Hub and of the network into one line that says what to do."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -384,15 +388,17 @@ def _telling(repo_id: str) -> Iterator[None]:
                 f"{repo_id}: the token may not write there; it needs write access to {organisation}"
             ) from error
         raise UserError(f"{repo_id}: the Hub answered {_first_line(error)}") from error
-    except Exception as error:  # of an HTTP library that differs by version
-        # An upload's failure wraps the network's.
-        causes = [error, *filter(None, [error.__cause__])]
-        if not any(isinstance(e, OSError) or type(e).__module__.startswith(_NETWORK) for e in causes):
-            raise
-        raise UserError(
-            f"{repo_id}: the connection failed ({_first_line(error)}); run the same command again, what was sent is "
-            "not sent twice"
-        ) from error
+    except Exception as error:
+        # An upload's failure wraps that of the network, or of a file here.
+        for cause in filter(None, (error, error.__cause__)):
+            if isinstance(cause, OSError) and cause.filename:
+                raise UserError(f"{cause.filename}: cannot be read ({cause.strerror})") from error
+            if isinstance(cause, OSError) or type(cause).__module__.startswith(_NETWORK):
+                raise UserError(
+                    f"{repo_id}: the connection failed ({_first_line(error)}); run the same command again, what was "
+                    "sent is not sent twice"
+                ) from error
+        raise
 
 
 def _first_line(error: BaseException) -> str:

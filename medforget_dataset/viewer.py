@@ -42,13 +42,13 @@ def viewer_problems(folder: Path) -> Iterator[str]:
     card = folder / CARD
     try:
         head: dict[str, Any] = DatasetCard.load(card).data.to_dict()
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         yield f"{card}: its head cannot be read: {str(error).partition(chr(10))[0]}"
         return
     claims: dict[Path, tuple[str, str]] = {}
     for config, split, pattern in _entries(head):
         yield from (f"{card}: {problem}" for problem in _name_problems(config, split))
-        matched = sorted(folder.glob(pattern)) if _is_below(pattern) else []
+        matched = _matching(folder, pattern)
         if not matched:
             yield f"{card}: configuration {config}, split {split}: no file {pattern}"
         for file in matched:
@@ -63,8 +63,13 @@ def viewer_problems(folder: Path) -> Iterator[str]:
     yield from (f"{card}: {problem}" for problem in _info_problems(head, _rows(claims)))
 
 
-def _is_below(pattern: str) -> bool:
-    return not pattern.startswith("/") and ".." not in pattern.split("/")
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    if pattern.startswith("/") or ".." in pattern.split("/"):
+        return []
+    try:
+        return sorted(folder.glob(pattern))
+    except ValueError:  # no pattern
+        return []
 
 
 def _entries(head: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -85,7 +90,7 @@ def _name_problems(config: str, split: str) -> Iterator[str]:
     if _NOT_IN_CONFIG_NAMES.search(config):
         yield f"configuration {config!r}: its name must have none of <>:/\\|?*"
     if not _SPLIT_NAME.fullmatch(split):
-        yield f"configuration {config}: split {split!r} must be letters, digits and underscores"
+        yield f"configuration {config}: split {split!r} must be letters, digits and underscores, with dots between"
 
 
 def _config_problems(folder: Path, head: dict[str, Any]) -> Iterator[str]:
@@ -97,14 +102,15 @@ def _config_problems(folder: Path, head: dict[str, Any]) -> Iterator[str]:
             yield f"configs: {config} is missing"
         elif listed[config] != list(SPLITS[config]):
             yield f"configuration {config}: splits {', '.join(listed[config])}, expected {', '.join(SPLITS[config])}"
-    for config in listed.keys() - set(CONFIGS):
+    for config in sorted(listed.keys() - set(CONFIGS)):
         yield f"configs: {config} is not one of the dataset's"
-    defaults = [config["config_name"] for config in _list_of_dicts(head.get("configs")) if config.get("default")]
+    defaults = [str(c.get("config_name")) for c in _list_of_dicts(head.get("configs")) if c.get("default")]
     if defaults != ["finetune"]:
         yield f"configs: the default is {', '.join(defaults) or 'not said'}, expected finetune"
     try:
         found = datasets.get_dataset_config_names(str(folder))
-    except (ValueError, OSError, TypeError, KeyError) as error:  # all that `datasets` raises for a head it cannot use
+    # All that `datasets` raises for a head that it cannot use.
+    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
         yield f"`datasets` cannot use its configs: {str(error).partition(chr(10))[0]}"
         return
     for config in sorted(listed.keys() ^ set(found)):
@@ -158,10 +164,10 @@ def _info_problems(head: dict[str, Any], rows: dict[tuple[str, str], int]) -> It
             yield f"dataset_info: {config} is missing"
             continue
         info, where = infos[config], f"dataset_info of {config}"
-        types = {feature.get("name"): feature.get("dtype") for feature in _list_of_dicts(info.get("features"))}
+        types = {str(feature.get("name")): feature.get("dtype") for feature in _list_of_dicts(info.get("features"))}
         if types.get("image") != "image":
             yield f"{where}: column image is {types.get('image')}, expected image"
-        said = {split.get("name"): split.get("num_examples") for split in _list_of_dicts(info.get("splits"))}
+        said = {str(split.get("name")): split.get("num_examples") for split in _list_of_dicts(info.get("splits"))}
         for split in SPLITS[config]:
             found = rows.get((config, split))
             if found is not None and said.get(split) != found:

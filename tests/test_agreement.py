@@ -59,6 +59,8 @@ def restricted_dir(tmp_path_factory):
         ("http://10.0.0.5:8000/v1", False),
         ("http://0.0.0.0:8000", False),
         ("http://2130706433/v1", False),
+        ("http://[127.0.0.1:8000]/v1", False),
+        ("http://[::1", False),
     ],
 )
 def test_loopback_is_told_from_the_address_alone(url, here, no_network):

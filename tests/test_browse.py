@@ -8,6 +8,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from browse_pages import make_run, put_dataset
 
 from harness_tasks.evaluate import evaluate_checkpoint
@@ -191,12 +192,31 @@ def test_a_run_without_a_report_and_a_folder_that_is_none(asked_run, tmp_path):
     (tmp_path / "report.html").write_text("<section id=x>")
     with pytest.raises(UserError, match="medforget report"):
         open_run(tmp_path)
-    body = '<section id="reading" class="">\n<h2>T</h2><p>x <b onclick="y()">z</b></p>\n</section>'
-    (tmp_path / "report.html").write_text(f"<style></style>{body}")
-    with pytest.raises(UserError, match="script"):
-        open_run(tmp_path)
     with pytest.raises(UserError, match=r"run\.json"):
         open_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ('<b onclick="y()">z</b>', True),
+        ('<b title=">" onclick="y()">z</b>', True),
+        ("<svg/onload=y()>", True),
+        ("<SCRIPT src=x></SCRIPT>", True),
+        ('<iframe srcdoc="&lt;script&gt;"></iframe>', True),
+        ('<a href="&#106;ava\tscript:y()">z</a>', True),
+        ('<a href="#x" title="once = 1">one = javascript: two</a>', False),
+    ],
+)
+def test_a_report_that_would_run_something_is_refused(text, runs, asked_run, tmp_path):
+    (tmp_path / "run.json").write_text((asked_run / "run.json").read_text())
+    body = f'<section id="reading" class="">\n<h2>T</h2><p>{text}</p>\n</section>'
+    (tmp_path / "report.html").write_text(f"<style></style>{body}")
+    if runs:
+        with pytest.raises(UserError, match="holds a script"):
+            open_run(tmp_path)
+    else:
+        assert len(open_run(tmp_path).sections) == 1
 
 
 def test_answers_and_probabilities_are_those_of_the_evaluation(asked_run, tiny_checkpoint, data_dir, catalogue):
@@ -218,6 +238,20 @@ def test_answers_and_probabilities_are_those_of_the_evaluation(asked_run, tiny_c
         assert reply.is_right == (line.get("exact_match", line.get("acc")) == 1)
         assert (reply.log_prob, reply.tokens) == (pytest.approx(score["log_prob"], abs=1e-4), score["tokens"])
         assert reply.plain_probability == pytest.approx(reply.probability**reply.tokens)
+
+
+def test_a_checkpoint_that_does_not_fit_beside_another_is_told(tiny_checkpoint, catalogue, monkeypatch):
+    models, row = Models({"vanilla": tiny_checkpoint, "npo": tiny_checkpoint}), next(iter(catalogue.taught.values()))
+    question = Question(row["question"], row["answer"], row["task"], catalogue.image(row))
+    models.ask("vanilla", question)
+
+    def full(folder):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("unlearn.browse.models._load", full)
+    with pytest.raises(UserError, match=f"{tiny_checkpoint}: does not fit in memory beside vanilla; start again"):
+        models.ask("npo", question)
+    assert models.ask("vanilla", question)
 
 
 def test_without_the_extra_the_command_says_one_line(data_dir, tmp_path, monkeypatch, capsys):

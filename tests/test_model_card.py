@@ -124,12 +124,15 @@ def test_results_in_the_head_and_beside_it_are_the_reports(files, records):
         assert entry.dataset_id == DATASET and entry.value == round(100 * record["value"], 2)
         assert f"n {record['n']}, low {round(100 * record['low'], 2)}" in entry.notes
     values = {(result.dataset_config, result.metric_name.split(", ")[1]): result for result in results}
+    matched = 0
     for (task, metric), record in expected.items():
         config = "general_med" if record["split"] == "general_med" else f"patient_{record['split']}"
         result = values.get((config.replace("_rephrase", "_forget_rephrase"), record["task"]))
         if result and result.metric_type == metric:
             assert result.metric_value == round(100 * record["value"], 2), task
             assert result.metric_args["n"] == record["n"]
+            matched += 1
+    assert matched == 15
 
 
 def test_tables_show_the_reports_numbers(files, records):
@@ -185,6 +188,7 @@ def test_it_says_what_else_was_measured_and_what_was_not(run, files, records, tm
     report = json.loads((run / "report.json").read_text())
     report["records"] = [r for r in records if r["measure"] in ("score", "gap") and r.get("split") != "attack"]
     (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
     folder = tmp_path / "npo-patient"
     folder.mkdir()
     (folder / "medforget.json").write_bytes((run / "npo-patient" / "medforget.json").read_bytes())
@@ -239,7 +243,7 @@ def test_cards_name_nobody_and_no_place(run, data_dir, tmp_path):
         assert not re.search(r"(?<![\w:/.*)<])[~/][A-Za-z]", text), re.search(r".*(?<![\w:/.*)<])[~/][A-Za-z].*", text)
         assert not [value for value in secret.values() if value in text]
     assert "--reference REFERENCE" in texts[-1] and "deepspeed=DEEPSPEED" in texts[-1]
-    assert "`BASE`, `DEEPSPEED`, `REFERENCE`: a place on the machine" in texts[-1]
+    assert "`BASE`, `DEEPSPEED`, `REFERENCE`: what this card does not name, such as a place on the machine" in texts[-1]
 
 
 def test_the_commands_are_calls_that_do_the_same(files, monkeypatch):
@@ -279,7 +283,7 @@ def test_an_adapter_belongs_to_the_model_that_is_named(run, data_dir, tmp_path):
     assert 'from_pretrained("org/vanilla")' in card.text and f'PeftModel.from_pretrained(model, "{REPO}")' in card.text
     unnamed = ModelCard(card_files(folder, repo_id=REPO)["README.md"])
     assert "base_model" not in unnamed.data.to_dict() and 'from_pretrained("BASE")' in unnamed.text
-    assert "`BASE`: a place" in unnamed.text
+    assert "`BASE`: what this card does not name" in unnamed.text
 
 
 def test_an_adapter_of_an_adapter_is_put_on_the_merged_one(data_dir, tmp_path):
@@ -305,7 +309,9 @@ def test_an_adapter_of_an_adapter_is_put_on_the_merged_one(data_dir, tmp_path):
         f'model = PeftModel.from_pretrained(model, "{REPO}")',
     ]
     assert "Its base had been unlearned before, with NPO at patient level: 224 rows." in card
-    assert "`ADAPTER_I`: a place" in card and "must be loaded whole" not in card
+    made = re.findall(r"^medforget (?:finetune|unlearn).* --model (\S+) .*--out (\S+)$", card, re.MULTILINE)
+    assert made == [(root, "vanilla"), ("vanilla", "npo-patient"), ("npo-patient", "npo-patient-2")]
+    assert "`ADAPTER_I`: what this card does not name" in card and "must be loaded whole" not in card
     first = card_files(places[1], repo_id=REPO)["README.md"]
     assert 'PeftModel.from_pretrained(model, "BASE").merge_and_unload()' in first and "before, with" not in first
     (places[1] / "medforget.json").unlink()  # so that what it was cannot be told
@@ -360,6 +366,16 @@ def test_a_node_counts_as_forgotten_when_nothing_of_it_is_kept(data_dir):
     assert forgotten_counts(grouped, "institution")["nodes"] == 0
 
 
+def test_only_a_runs_report_is_read_and_one_of_another_version_says_so(run, data_dir, tmp_path):
+    folder = write_info(tmp_path / "npo-patient", NPO, data_dir)
+    (tmp_path / "report.json").write_text("[]")
+    assert "has not been evaluated" in card_files(folder, repo_id=REPO)["README.md"]
+    (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
+    (tmp_path / "report.json").write_text('{"format": -1}')
+    with pytest.raises(UserError, match="written by another version"):
+        card_files(folder, repo_id=REPO)
+
+
 def test_mistakes_are_one_line(run, data_dir, tmp_path):
     other = write_info(tmp_path / "other", NPO, data_dir)
     damaged = write_info(tmp_path / "damaged", NPO | {"base": [1]}, data_dir)
@@ -368,8 +384,8 @@ def test_mistakes_are_one_line(run, data_dir, tmp_path):
         ({"checkpoint": run / "evaluation", "run": run}, "its report has no scores of evaluation"),
         ({"checkpoint": other, "run": tmp_path}, f"{tmp_path}/report.json: missing or damaged"),
         ({"checkpoint": damaged}, f"{damaged}/medforget.json: base is [1], no text"),
-        ({"checkpoint": other, "base": "vanilla"}, "--base vanilla: is not a Hub id; give ORG/NAME"),
-        ({"checkpoint": other, "dataset": "/data/medforget"}, "--dataset /data/medforget: is not a Hub id"),
+        ({"checkpoint": other, "base": "vanilla"}, "--base vanilla: give ORG/NAME"),
+        ({"checkpoint": other, "dataset": "/data/medforget"}, "--dataset /data/medforget: give ORG/NAME"),
     ):
         with pytest.raises(UserError, match=re.escape(words)) as caught:
             card_files(**{"repo_id": REPO} | call)

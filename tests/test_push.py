@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -15,13 +14,17 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft import PeftModel
+from push_calls import refusal, said
 
 from medforget_dataset import UserError, load
 from medforget_dataset.publishing import check_name
-from unlearn.checkpoints import is_restricted, load_checkpoint
+from unlearn.checkpoints import load_checkpoint
 from unlearn.cli import main
+from unlearn.config import UnlearnConfig
 from unlearn.hub import push_model
-from unlearn.unlearning import unlearn
+from unlearn.preconditions import OWNED, OWNED_BY_UNLEARNING
+from unlearn.trainer import UnlearnTrainer
+from unlearn.unlearning import forget_and_retain, unlearn
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +42,6 @@ def checkpoints(data_dir, tiny_checkpoint, tmp_path_factory):
 def checkpoint(checkpoints, tmp_path):
     """A whole model, and a copy of it at that: a test may change it."""
     return shutil.copytree(checkpoints / "full", tmp_path / "npo-patient")
-
-
-def said(capsys, call, status=0):
-    """The lines that a command prints for people, bars left out."""
-    assert main(call) == status
-    lines = capsys.readouterr().err.replace("\r", "\n").split("\n")
-    return [line for line in lines if line.strip() and not re.search(r"\d%\||it/s", line)]
-
-
-def refusal(capsys, *call):
-    line, *more = said(capsys, ["push", *map(str, call)], status=2)
-    assert not more
-    return line
 
 
 def test_a_dataset_is_read_back_by_name_row_by_row(data_dir, local_hub, capsys):
@@ -191,7 +181,9 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(data_dir, checkpoint, loca
     for name in ("medforget", "a/b/c", "hospital/med forget", "hospital/x..y"):
         assert refusal(capsys, "dataset", data_dir, name).startswith(f"medforget push: {name}: ")
     assert "write access to clinic" in refusal(capsys, "dataset", data_dir, "clinic/medforget")
-    assert "--base: is only of a model" in refusal(capsys, "dataset", data_dir, "hospital/x", "--base", "a/b")
+    assert "--base: only for `medforget push model`" in refusal(
+        capsys, "dataset", data_dir, "hospital/x", "--base", "a/b"
+    )
     assert "not a MedForget dataset" in refusal(capsys, "dataset", tmp_path, "hospital/x")
     assert "not a MedForget checkpoint" in refusal(capsys, "model", data_dir, "hospital/x")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -235,93 +227,13 @@ def test_other_content_is_replaced_only_when_asked(data_dir, checkpoint, local_h
     assert "holds something else (generation_config.json)" in refusal(capsys, "model", checkpoint, "hospital/model")
 
 
-def test_public_is_said_twice_and_comes_last(data_dir, local_hub, capsys):
-    lines = said(capsys, ["push", "dataset", str(data_dir), "hospital/open", "--public"])
-    assert lines[-1].endswith(", public")
-    writes = [name for _, name, _ in local_hub.log if name in ("create", "lfs_put", "commit", "settings", "info")]
-    assert writes[:3] == ["info", "create", "info"] and writes[-2:] == ["settings", "info"]
-    assert "is public; add --public" in refusal(capsys, "dataset", data_dir, "hospital/open")
+def test_a_file_here_that_cannot_be_read_is_not_the_connections_fault(checkpoint, local_hub, capsys, monkeypatch):
+    def fail(self, repo_id, additions, **options):
+        open(checkpoint / "gone.safetensors")
 
-
-@pytest.mark.parametrize("flag", ["", "--public"])
-def test_a_hub_that_does_not_keep_it_private_gets_no_file(flag, data_dir, local_hub, capsys):
-    local_hub.ignores_private = True
-    line = refusal(capsys, "dataset", data_dir, "hospital/medforget", *filter(None, [flag]))
-    assert "did not make it private; nothing was sent" in line
-    assert not [name for _, name, _ in local_hub.log if name in ("lfs_put", "commit")]
-
-
-@pytest.fixture
-def restricted(checkpoint):
-    info = checkpoint / "medforget.json"
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"restricted": True}))
-    return checkpoint
-
-
-def test_restricted_data_never_becomes_public(restricted, local_hub, capsys, monkeypatch):
-    push_model(restricted, "hospital/ours")  # a Hub on this machine
-    assert local_hub.repos["models", "hospital/ours"]["private"]
-    assert is_restricted("hospital/ours")
-    who = "J. Doe, agreement 7"
-    for flags in (["--public"], ["--public", "--replace"], ["--public", "--endpoint-complies", who]):
-        line = refusal(capsys, "model", restricted, "hospital/ours", *flags)
-        assert "is restricted" in line and "cannot be published" in line
-    assert "cannot be published" in refusal(capsys, "model", restricted, "hospital/ours", "--public", "--dry-run")
-    huggingface_hub.HfApi().update_repo_settings("hospital/ours", private=False)
-    local_hub.log.clear()
-    assert "is public, and what would go there is restricted" in refusal(capsys, "model", restricted, "hospital/ours")
-    assert local_hub.sent() == []
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.example.org")
-    assert "--endpoint-complies" in refusal(capsys, "model", restricted, "hospital/theirs")
-    # With somebody's word it would be sent: the guard of all tests stops it.
-    assert "no test may reach" in refusal(capsys, "model", restricted, "hospital/theirs", "--endpoint-complies", who)
-
-
-def test_what_was_restricted_does_not_become_public_by_the_history(restricted, checkpoints, local_hub, capsys):
-    push_model(restricted, "hospital/shared")
-    line = refusal(capsys, "model", checkpoints / "lora", "hospital/shared", "--replace", "--public")
-    assert "its history holds what does not say that it is free" in line
-    assert local_hub.repos["models", "hospital/shared"]["private"]
-    assert len(local_hub.repos["models", "hospital/shared"]["commits"]) == 2
-    push_model(checkpoints / "lora", "hospital/free")
-    assert not push_model(checkpoints / "lora", "hospital/free", public=True).private
-
-
-def test_a_repository_that_is_opened_meanwhile_gets_nothing_restricted(restricted, local_hub, capsys):
-    def open_it():
-        local_hub.repos["models", "hospital/ours"]["private"] = False
-
-    local_hub.on_upload = open_it
-    assert "became public meanwhile" in refusal(capsys, "model", restricted, "hospital/ours")
-    assert local_hub.repos["models", "hospital/ours"]["commits"][-1]["files"] == {}
-
-
-def test_restricted_files_for_this_machine_take_no_way_through_another(restricted, local_hub, capsys, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:3128")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    assert "set NO_PROXY=127.0.0.1" in refusal(capsys, "model", restricted, "hospital/ours")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert push_model(restricted, "hospital/ours").private
-
-
-def test_the_mark_is_known_or_asked_for(restricted, checkpoint, local_hub, monkeypatch, tmp_path):
-    push_model(restricted, "hospital/ours")
-    huggingface_hub.hf_hub_download("hospital/ours", "config.json")
-    assert is_restricted("hospital/ours")
-    assert not is_restricted("") and not is_restricted(tmp_path)  # no checkpoint of ours
-    (checkpoint / "medforget.json").write_text('{"stage": "finetune"}')
-    assert is_restricted(checkpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="which says whether it is restricted, cannot be read"):
-        is_restricted("hospital/ours")
-
-
-def test_whose_word_it_was_stands_in_the_commit(restricted, local_hub, monkeypatch):
-    monkeypatch.setattr("medforget_dataset.agreement.is_loopback", lambda url: False)
-    push_model(restricted, "hospital/ours", complies="J. Doe, agreement 7")
-    assert "J. Doe, agreement 7" in local_hub.repos["models", "hospital/ours"]["commits"][-1]["description"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "preupload_lfs_files", fail)
+    line = refusal(capsys, "model", checkpoint, "hospital/model")
+    assert "gone.safetensors: cannot be read (No such file" in line and "connection" not in line
 
 
 def test_names_that_the_hub_takes():
@@ -347,6 +259,9 @@ def test_training_pushes_what_it_has_written(data_dir, tiny_checkpoint, local_hu
     stored = local_hub.repos["models", "hospital/npo"]
     assert stored["private"] and "model.safetensors" in stored["commits"][-1]["files"]
     assert "training_args.bin" not in stored["commits"][-1]["files"]
+    assert main([*call, "hospital/again", "--resume"]) == 0  # there is nothing to train any more
+    again = local_hub.repos["models", "hospital/again"]["commits"][-1]["files"]
+    assert again["model.safetensors"] == stored["commits"][-1]["files"]["model.safetensors"]
     # Before a step is made.
     shutil.rmtree(out)
     assert "choose another name" in said(capsys, [*call, "hospital/npo"], status=2)[-1]
@@ -354,10 +269,6 @@ def test_training_pushes_what_it_has_written(data_dir, tiny_checkpoint, local_hu
 
 
 def test_a_trainer_pushes_its_adapter(data_dir, tiny_checkpoint, local_hub, tmp_path, monkeypatch):
-    from unlearn.config import UnlearnConfig
-    from unlearn.trainer import UnlearnTrainer
-    from unlearn.unlearning import forget_and_retain
-
     grouped, _ = forget_and_retain(data_dir, "patient")
     model, processor = load_checkpoint(tiny_checkpoint, dtype=torch.float32)
     chosen = {
@@ -379,6 +290,7 @@ def test_a_trainer_pushes_its_adapter(data_dir, tiny_checkpoint, local_hub, tmp_
     info = json.loads((local_hub.blobs / files["medforget.json"][0]).read_text())
     assert (info["method"], info["level"], info["restricted"]) == ("npo", "patient", False)
     assert info["arguments"]["learning_rate"] == 0.1 and "hub_token" not in info["arguments"]
+    assert info["save_adapter"] and not (OWNED | OWNED_BY_UNLEARNING).keys() & info["arguments"].keys()
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     pushed, _ = load_checkpoint("hospital/adapter")
     trained = trainer.model.merge_and_unload()

@@ -89,6 +89,26 @@ BREAKS = {
         _edit(lambda content, configs: configs["finetune"]["data_files"][0].update(path="../*/finetune/*.parquet")),
         "README.md: configuration finetune, split train: no file ../*/finetune/*.parquet",
     ),
+    "no pattern": (
+        _edit(lambda content, configs: configs["finetune"]["data_files"][0].update(path="")),
+        "README.md: configuration finetune, split train: no file ",
+    ),
+    "a pattern of another kind": (
+        _edit(lambda content, configs: configs["finetune"]["data_files"][0].update(path="**.parquet")),
+        "README.md: configuration finetune, split train: no file **.parquet",
+    ),
+    "default without a name": (
+        _edit(lambda content, configs: content["configs"].append({"default": True})),
+        "README.md: configs: the default is finetune, None",
+    ),
+    "info of another kind": (
+        _edit(lambda content, configs: content.update(dataset_info=[3])),
+        "README.md: `datasets` cannot use its configs",
+    ),
+    "name in info": (
+        _edit(lambda content, configs: _info(content, "study_forget")["features"][0].update(name=[1])),
+        "README.md: `datasets` cannot use its configs",
+    ),
     "claimed twice": (
         _edit(lambda content, configs: configs["study_retain"]["data_files"][0].update(path=FILE)),
         f"{FILE}: claimed by patient_forget/train and again by study_retain/train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -71,8 +72,12 @@ def stage_commands(
     if record:
         yield _build_command(record["options"])
     model = None if is_tiny else base or "BASE"
+    names = Counter[str]()
     for info in stages:
         name = stage_name(info)
+        names[name] += 1
+        # Not into the folder of the model that it is made from.
+        name += f"-{names[name]}" if names[name] > 1 else ""
         if info.get("stage") == "pretrain":
             words = ["medforget", "pretrain", *_flags(preset=info.get("preset"), seed=info.get("seed"))]
         elif info.get("stage") in ("finetune", "unlearn"):

@@ -34,7 +34,7 @@ class Lineage:
         is_tiny (`bool`):
             Whether the first stage started from nothing.
         record (`dict`, *optional*):
-            What `build.json` of the dataset says, or the run's report of it.
+            What `build.json` of the dataset says.
         dataset (`str`, *optional*):
             Hub id of the dataset.
     """
@@ -92,13 +92,3 @@ def _before(checkpoint: Path, info: dict[str, Any]) -> tuple[tuple[dict[str, Any
             stages, root, is_tiny = _before(folder, before)
             return (*stages, before), root, is_tiny
     return (), None, False
-
-
-def check_hub_id(flag: str, name: str) -> None:
-    """Refuse a name that the Hub could not have.
-
-    Raises:
-        UserError: It is not `ORG/NAME`.
-    """
-    if not has_hub_form(name):
-        raise UserError(f"{flag} {name}: is not a Hub id; give ORG/NAME")

@@ -100,6 +100,8 @@ class RunNumbers:
             if self.report["format"] != FORMAT:
                 raise UserError(f"{file}: written by another version; run `medforget report {self.run}`")
             self.records = _records(self.report)
+        except UserError:
+            raise
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file}: missing or damaged; run `medforget report {self.run}`") from error
         self.metrics = choose_metrics(self.records)

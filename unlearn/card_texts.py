@@ -238,7 +238,10 @@ def placeholders(lines: Sequence[str]) -> str:
     if not found:
         return ""
     shown = ", ".join(f"`{word}`" for word in found)
-    return f"{shown}: a place on the machine where it was made, which this card does not name."
+    return (
+        f"{shown}: what this card does not name, such as a place on the machine where it was made, an address or a "
+        "person."
+    )
 
 
 def run_command(settings: dict[str, Any], name: str) -> str:
@@ -271,6 +274,8 @@ def limits(info: dict[str, Any], *, is_tiny: bool, numbers: RunNumbers | None) -
                 "The judge of generated text is lexical: it compares the clinical findings that are named, a proxy "
                 "for what a reader would say."
             )
+        if info.get("stage") == "unlearn":
+            yield "Forgetting was tested for one level and one choice of nodes."
     if is_tiny:
         yield (
             "A tiny model, trained from nothing on one dataset: it answers the questions of this dataset and "
@@ -280,8 +285,6 @@ def limits(info: dict[str, Any], *, is_tiny: bool, numbers: RunNumbers | None) -
             "Its tokenizer was trained on the texts of the dataset and holds words of names that occur there, also of "
             "what is forgotten: unlearning changes weights, and not the tokenizer."
         )
-    if info.get("stage") == "unlearn":
-        yield "Forgetting was tested for one level and one choice of nodes."
 
 
 def license_sentence(license: str | None, *, restricted: bool) -> str:

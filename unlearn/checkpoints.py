@@ -306,8 +306,10 @@ def is_restricted(path: str | os.PathLike | None) -> bool:
     """
     if not path:
         return False
-    info = hub_record(str(path)) if is_hub_id(str(path)) else read_info(path) or None
-    return info is not None and not says_it_is_free(info)
+    if is_hub_id(str(path)):
+        info = hub_record(str(path))
+        return info is not None and not says_it_is_free(info)
+    return Path(path, CHECKPOINT_INFO).is_file() and not says_it_is_free(read_info(path))
 
 
 def check_output(path: str | os.PathLike) -> Path:

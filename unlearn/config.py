@@ -372,5 +372,7 @@ def resolve(
         )
     instance = get_method(method)(**{name: value for name, value in values.items() if name in of_method})
     if not instance.uses_gradients and (unused := [n for n in chosen if n not in of_method and n != "seed"]):
+        if "push_to_hub" in unused:
+            raise UserError(f"push_to_hub: {method} does not train; push its checkpoint with `medforget push model`")
         raise UserError(f"{unused[0]}: {method} does not train; leave out {', '.join(unused)}")
     return instance, {name: value for name, value in values.items() if name not in of_method}

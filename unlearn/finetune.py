@@ -155,6 +155,8 @@ def finetune(
     }
     output = Output(out, plan, resume=resume, overwrite=overwrite)
     if output.is_done:
+        if is_main_process():
+            push_finished(out, args)
         return read_info(out)["exact_match"]
     with telling_out_of_memory(args), output.in_progress() as in_progress:
         seed = int(arguments["seed"])

@@ -10,11 +10,11 @@ from typing import Any
 
 from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
-from medforget_dataset.publishing import Content, Published, Upload, check_allowed, check_name, connect, publish
+from medforget_dataset.publishing import Content, Published, Upload, check_allowed, connect, publish
 
 from .checkpoints import ADAPTER_CONFIG, CHECKPOINT_INFO, check_checkpoint, read_info
 from .config import FineTuneConfig
-from .model_card import card_files
+from .model_card import EVAL_RESULTS, card_files
 
 
 # What transformers, PEFT and we write for a checkpoint; anything else beside it stays here.
@@ -55,7 +55,7 @@ def push_model(
     token: str | None = None,
 ) -> Published:
     """
-    Upload a checkpoint to a private repository.
+    Upload a checkpoint to a repository, private unless `public`.
 
     Args:
         checkpoint (`Path`):
@@ -79,6 +79,7 @@ def push_model(
         UserError: As [`model_upload`] and [`~medforget_dataset.publishing.publish`].
     """
     restricted = not says_it_is_free(_checked_info(checkpoint))
+    # Refused before gigabytes are read.
     connect(str(checkpoint), repo_id, restricted=restricted, public=public, complies=complies, token=token)
     upload = model_upload(checkpoint, repo_id, run=run, base=base, dataset=dataset)
     return publish(
@@ -103,9 +104,6 @@ def model_upload(
     Raises:
         UserError: The folder is not a MedForget checkpoint, cannot be loaded, or has weights that are not safetensors.
     """
-    for flag, name in (("", repo_id), ("--base", base), ("--dataset", dataset)):
-        if name:
-            check_name(name, flag)
     info = _checked_info(checkpoint)
     check_checkpoint(checkpoint)
     if not any(_WEIGHTS.fullmatch(file.name) for file in checkpoint.iterdir()):
@@ -117,7 +115,7 @@ def model_upload(
         files[ADAPTER_CONFIG] = _json(adapter | ({"base_model_name_or_path": base} if base else {}))
     cards = card_files(checkpoint, repo_id=repo_id, run=run, base=base, dataset=dataset)
     files |= {name: text.encode() for name, text in cards.items()}
-    describing = frozenset((*cards, CHECKPOINT_INFO, ADAPTER_CONFIG))
+    describing = frozenset(("README.md", EVAL_RESULTS, CHECKPOINT_INFO, ADAPTER_CONFIG))
     return Upload("model", files, not says_it_is_free(info), describing)
 
 

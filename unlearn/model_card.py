@@ -12,9 +12,11 @@ from huggingface_hub import ModelCardData, eval_result_entries_to_yaml
 from harness_tasks.adapters import ADAPTER_CONFIG
 from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
+from medforget_dataset.publishing import check_name
 
 from . import card_texts as texts
 from .card_commands import hub_base
+from .stages import RUN_FILE
 
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def render_model_card(info: dict[str, Any]) -> str:
     """
     base = hub_base(info)
     is_tiny = info.get("stage") == "pretrain" or bool(info.get("base") and info["base"] == info.get("preset"))
-    restricted = bool(info.get("restricted"))
+    restricted = not says_it_is_free(info)
     return _render(info, (info,), PLACEHOLDER, restricted=restricted, is_tiny=is_tiny, base=base, root=base)
 
 
@@ -83,11 +85,11 @@ def card_files(
         UserError: The run has no report that knows the checkpoint as it is now, or a name is not a Hub id.
     """
     # Both need checkpoints, which write this module's cards.
-    from .card_lineage import check_hub_id, trace
+    from .card_lineage import trace
 
-    for flag, name in (("repository", repo_id), ("--base", base), ("--dataset", dataset)):
+    for flag, name in (("", repo_id), ("--base", base), ("--dataset", dataset)):
         if name is not None:
-            check_hub_id(flag, name)
+            check_name(name, flag)
     lineage, numbers = trace(checkpoint), _numbers(checkpoint, run)
     info, dataset = lineage.stages[-1], dataset or lineage.dataset
     is_adapter = (checkpoint / ADAPTER_CONFIG).is_file()
@@ -124,7 +126,7 @@ def _numbers(checkpoint: Path, run: Path | None) -> RunNumbers | None:
 
     folder, name = checkpoint.resolve().parent, checkpoint.resolve().name
     if run is None:
-        if not (folder / REPORT).is_file():
+        if not (folder / REPORT).is_file() or not (folder / RUN_FILE).is_file():
             return None
         numbers = RunNumbers(folder, name)
         return numbers if numbers.method and numbers.is_of_checkpoint else None

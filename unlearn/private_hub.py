@@ -1,4 +1,4 @@
-"""What a trainer does with the Hub: nothing but the finished model goes there, and to a private repository."""
+"""What a trainer does with the Hub: nothing but the finished model goes there, private unless asked otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from medforget_dataset.hub_files import is_hub_id
 from medforget_dataset.publishing import Upload, reserve
 
 from .checkpoints import is_restricted, save_checkpoint
+from .config import UnlearnConfig
 from .hub import push_model
+from .preconditions import OWNED, OWNED_BY_UNLEARNING
 
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ else:
 
 class PrivateHub(_Trainer):
     """
-    `push_to_hub` of a trainer, in the place of transformers' own: the repository is private, restricted rows stay
-    where they are, and of the folder only the model, its processor and the card are sent.
+    `push_to_hub` of a trainer, in the place of transformers' own: the repository is made private, restricted rows
+    stay where they are, and of the folder only the model, its processor and the card are sent.
     """
 
     is_sharded: bool
@@ -123,14 +125,16 @@ class PrivateHub(_Trainer):
 
     def _info(self) -> dict[str, Any]:
         model = self.accelerator.unwrap_model(self.model)
+        owned = OWNED | (OWNED_BY_UNLEARNING if isinstance(self.args, UnlearnConfig) else {})
         arguments = {
             field.name: value
             for field in dataclasses.fields(self.args)
-            # Numbers and names that differ from the defaults: no token, no folder.
+            # Numbers and names that differ from the defaults, and that the command takes: no token, no folder.
             if isinstance(value := getattr(self.args, field.name), bool | int | float | str)
             and value != field.default
             and not field.name.startswith(("hub_", "push_to_hub"))
             and not field.name.endswith("_dir")
+            and field.name not in owned
         }
         base = getattr(model, "name_or_path", None)
         return {
@@ -138,6 +142,7 @@ class PrivateHub(_Trainer):
             # As `fingerprint` names a base on the Hub.
             "base files": base if is_hub_id(str(base)) else None,
             "arguments": arguments,
+            "save_adapter": isinstance(model, PeftModel),
             "seed": self.args.seed,
             "steps": self.state.global_step,
             "restricted": self._is_restricted(),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from medforget_dataset.cli import say
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub import dataset_upload, is_restricted_dataset, push_dataset
-from medforget_dataset.publishing import Published, Upload, check_allowed
+from medforget_dataset.hub import dataset_upload, push_dataset
+from medforget_dataset.publishing import Published, check_allowed
 
 
 def add_push(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,9 @@ def add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="dataset folder or checkpoint")
     parser.add_argument("repository", metavar="ORG/NAME", help="repository on the Hub; made if it is not there")
     parser.add_argument("--public", action="store_true", help="let everybody see it, once it is complete")
-    parser.add_argument("--replace", action="store_true", help="replace what the repository holds, if something else")
+    parser.add_argument(
+        "--replace", action="store_true", help="replace what the repository holds, if that is something else"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
     parser.add_argument(
         "--endpoint-complies",
@@ -41,7 +43,7 @@ def add_push(parser: argparse.ArgumentParser) -> None:
         metavar="WHO",
         help="who agreed, under what terms, that restricted data may go to this Hub, into a private repository",
     )
-    model = parser.add_argument_group("only of a model")
+    model = parser.add_argument_group("only for a model")
     model.add_argument(
         "--run",
         type=Path,
@@ -56,7 +58,7 @@ def add_push(parser: argparse.ArgumentParser) -> None:
 def _push(args: argparse.Namespace) -> int:
     of_model = {"run": args.of_run, "base": args.base, "dataset": args.dataset}
     if args.kind == "dataset" and (given := next((name for name, value in of_model.items() if value), None)):
-        raise UserError(f"--{given}: is only of a model")
+        raise UserError(f"--{given}: only for `medforget push model`")
     # Each request of the client would be a line.
     logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
     if args.dry_run:
@@ -76,21 +78,18 @@ def _push(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace, of_model: dict) -> int:
     """What would be sent to an empty repository; the Hub is not asked."""
     if args.kind == "dataset":
-        restricted = is_restricted_dataset(args.folder)
-        upload: Upload | None = None
+        upload = dataset_upload(args.folder)
     else:
         from .hub import left_out, model_upload
 
         upload = model_upload(args.folder, args.repository, **of_model)
-        restricted = upload.restricted
     check_allowed(
         str(args.folder),
         args.repository,
-        restricted=restricted,
+        restricted=upload.restricted,
         public=args.public,
         complies=args.endpoint_complies,
     )
-    upload = upload or dataset_upload(args.folder)
     sizes = upload.sizes()
     for name, size in sizes.items():
         sys.stdout.write(f"{size:>14,}  {name}\n")
@@ -105,7 +104,7 @@ def _note(checkpoint: Path, base: str | None, left: list[str]) -> None:
     from .checkpoints import adapter_base
 
     if left:
-        say(f"note: not part of a checkpoint, and left here: {', '.join(left)}")
+        say(f"note: not uploaded, since not part of a checkpoint: {', '.join(left)}")
     if not base and (folder := adapter_base(checkpoint)) and Path(folder).is_dir():
         say(
             f"note: the adapter belongs to {folder}, which is on this machine alone: push that too, and name it with "

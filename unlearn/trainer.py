@@ -25,7 +25,7 @@ from medforget_dataset.errors import UserError
 from .answers import answer_log_probs, answer_logits, token_log_probs
 from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
 from .callbacks import CompleteCheckpoints, EpochCallback, LastStep, RowsPerSecond
-from .checkpoints import load_checkpoint, load_trained
+from .checkpoints import is_restricted, load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .gated_mlp import lean_mlps
 from .grouping import split_by_kind
@@ -383,6 +383,10 @@ class UnlearnTrainer(FineTuneTrainer):
             "method": self.method.name,
             "method_arguments": self.method.arguments(),
         }
+
+    def _is_restricted(self) -> bool:
+        reference = self.method.reference if self.method.needs_reference else INITIAL
+        return super()._is_restricted() or (reference != INITIAL and is_restricted(reference))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)

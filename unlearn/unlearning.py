@@ -151,6 +151,8 @@ def unlearn(
     }
     output = Output(out, plan, resume=resume, overwrite=overwrite)
     if output.is_done:
+        if is_main_process():
+            push_finished(out, args)
         return read_info(out)["exact_match"]
     info: dict[str, Any] = plan | {"arguments": training, "restricted": restricted, "run": output.digest}
     info["forgotten"] = forgotten_counts(grouped, level)

@@ -34,7 +34,6 @@ COLUMNS = (
     "view_method",
     "original_question",
     "restricted",
-    "source",
 )
 GENERAL = "general_med"
 IDENTITY = "identity"
@@ -65,7 +64,7 @@ class Place(NamedTuple):
 
 class Catalogue:
     """
-    A dataset folder, read as it is asked for: texts of a configuration at once, images one by one from their bytes.
+    A dataset folder, of which the texts and the encoded images of a configuration are read when first asked for.
 
     Args:
         folder (`Path`):
@@ -210,7 +209,7 @@ class Catalogue:
 
     def _read(self, config: str, split: str) -> Iterator[Row]:
         for row in self._table(config, split, COLUMNS).to_pylist():
-            yield row | {"task": TASKS[row["task"]], "level": LEVELS[row["level"]], "split": split}
+            yield row | {"task": TASKS[row["task"]], "level": LEVELS[row["level"]]}
 
     def _table(self, config: str, split: str, columns: Iterable[str]) -> pa.Table:
         with self._open(config, split) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 
@@ -86,7 +87,7 @@ def _problem(host: str, port: int) -> str:
         except PermissionError:
             return "not allowed to this user"
         except OSError as error:
-            if "assign" in str(error):
+            if error.errno == errno.EADDRNOTAVAIL:
                 raise UserError(f"--host {host}: not an address of this machine") from error
             return "taken by another program"
     return ""

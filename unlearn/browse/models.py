@@ -19,6 +19,7 @@ from harness_tasks import rows as harness_rows
 from harness_tasks import scores
 from harness_tasks.evaluate import TASKS_FOLDER
 from harness_tasks.vlm import MedForgetVLM
+from medforget_dataset.errors import UserError
 
 from ..answers import score_dataset
 from ..checkpoints import load_checkpoint
@@ -102,14 +103,19 @@ class Models:
         Ask a checkpoint.
 
         Raises:
-            UserError: The checkpoint cannot be loaded.
+            UserError: The checkpoint cannot be loaded, or memory does not suffice.
         """
         with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = _load(self.folders[name])
-            model = self._loaded[name]
-            text = _answer(model, question, str(self.folders[name]))
-            log_prob, tokens = _score(model, question)
+            try:
+                if name not in self._loaded:
+                    self._loaded[name] = _load(self.folders[name])
+                model = self._loaded[name]
+                text = _answer(model, question, str(self.folders[name]))
+                log_prob, tokens = _score(model, question)
+            except torch.OutOfMemoryError as error:
+                self._loaded.pop(name, None)
+                beside = f" beside {', '.join(self._loaded)}; start again and ask fewer" if self._loaded else ""
+                raise UserError(f"{self.folders[name]}: does not fit in memory{beside}") from error
         row = {"answer": question.answer}
         if question.task == "classification":
             is_right = scores.chosen(row, [text])["acc"]

@@ -8,21 +8,17 @@ import threading
 import warnings
 from pathlib import Path
 
+import gradio as gr
 
-# Read when Gradio is imported.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+from medforget_dataset.cli import say
 
-import gradio as gr  # noqa: E402
-
-from medforget_dataset.cli import say  # noqa: E402
-
-from . import cards  # noqa: E402
-from .catalogue import Catalogue  # noqa: E402
-from .data_tab import DataTab  # noqa: E402
-from .exposure import is_this_machine  # noqa: E402
-from .results_tab import add_results, report_style  # noqa: E402
-from .run import ReportedRun  # noqa: E402
-from .side_tab import SideTab  # noqa: E402
+from . import cards
+from .catalogue import Catalogue
+from .data_tab import DataTab
+from .exposure import is_this_machine
+from .results_tab import add_results, report_style
+from .run import ReportedRun
+from .side_tab import SideTab
 
 
 # The system's own: Gradio's default theme would name fonts of a font service.
@@ -55,9 +51,7 @@ def make_page(catalogue: Catalogue, run: ReportedRun | None, restricted: list[st
     return page
 
 
-def serve(
-    page: gr.Blocks, run: ReportedRun | None, *, host: str, port: int, share: bool, forever: bool = True
-) -> gr.Blocks:
+def serve(page: gr.Blocks, run: ReportedRun | None, *, host: str, port: int, share: bool) -> None:
     """
     Serve a page until Ctrl-C.
 
@@ -70,14 +64,14 @@ def serve(
             Where.
         share (`bool`):
             Whether to ask Gradio for a public address.
-        forever (`bool`, *optional*, defaults to `True`):
-            Whether to wait for Ctrl-C.
     """
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning, module="gradio")
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + report_style(run)
-    # Every option that an environment variable could turn on is given, so that none can share what must not be.
+    # No environment variable turns on what would share something: each option that one could is given, and Gradio
+    # takes the paths that it serves from this one even where none are given.
+    os.environ.pop("GRADIO_ALLOWED_PATHS", None)
     _, local, public = page.queue(default_concurrency_limit=4).launch(
         server_name=host,
         server_port=port,
@@ -97,12 +91,6 @@ def serve(
     say(f"open {public or local}; Ctrl-C ends it")
     if not is_this_machine(host):
         say(f"note: everyone who reaches this machine at {host} sees the page")
-    if forever:
-        _wait(page)
-    return page
-
-
-def _wait(page: gr.Blocks) -> None:
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
