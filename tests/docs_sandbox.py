@@ -67,8 +67,8 @@ PREPARED = {
     "docs/mimic-cxr.md": ("physionet.org/files",),
     "docs/own-method.md": ("medforget", "runs/vanilla", "runs/retrained"),
     "docs/report.md": ("runs/demo",),
-    "docs/sweeps.md": ("medforget", "runs/vanilla", "runs/retrained-patient"),
-    "docs/training.md": ("medforget", "runs/retrained-patient"),
+    "docs/sweeps.md": ("medforget", "runs/vanilla"),
+    "docs/training.md": ("medforget",),
     "harness_tasks/README.md": ("CHECKPOINT",),
 }
 

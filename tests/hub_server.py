@@ -196,7 +196,9 @@ class Handler(BaseHTTPRequestHandler):
     def delete(self):
         data = json.loads(self.body)
         owner = data.get("organization") or self.user(required=True)
-        self.server.repos.pop(((data.get("type") or "model") + "s", f"{owner}/{data['name']}"), None)
+        self.args = {"kind": (data.get("type") or "model") + "s", "id": f"{owner}/{data['name']}"}
+        self.repo(write=True)
+        del self.server.repos[self.args["kind"], self.args["id"]]
         self.reply({})
 
     def settings(self):

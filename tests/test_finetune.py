@@ -13,6 +13,7 @@ from medforget_dataset.training_views import TRAINING_ANGLES, training_views
 from unlearn.batches import RehearsalBatches
 from unlearn.checkpoints import load_checkpoint
 from unlearn.finetune import finetune
+from unlearn.methods import METHODS
 from unlearn.presets import FINETUNE_PRESETS, TINY_PRESETS, TinyPreset
 from unlearn.pretrain import make_tiny, pretrain
 from unlearn.unlearning import unlearn
@@ -112,6 +113,13 @@ def test_unlearning_writes_a_checkpoint_that_says_what_was_done(data_dir, base, 
     card = (tmp_path / "out" / "README.md").read_text()
     assert "64 sections, a quarter of all, with everything beneath: 192 of 960 rows" in card
     assert "has not been evaluated" in card and f"transformers {info['versions']['transformers']}" in card
+
+
+def test_an_edit_that_zeroes_no_channels_has_no_file_of_them(data_dir, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["manu"], "edit", lambda self, model, processor, grouped: {"sigma": 0.3})
+    unlearn(data_dir, tmp_path / "out", model=base, method="manu", level="patient", quiet=True)
+    assert json.loads((tmp_path / "out" / "medforget.json").read_text())["edit"] == {"sigma": 0.3}
+    assert not (tmp_path / "out" / "zeroed_channels.json").exists()
 
 
 def test_an_output_folder_with_other_things_is_refused_and_left(data_dir, base, tmp_path):

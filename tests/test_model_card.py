@@ -243,7 +243,7 @@ def test_cards_name_nobody_and_no_place(run, data_dir, tmp_path):
         assert not re.search(r"(?<![\w:/.*)<])[~/][A-Za-z]", text), re.search(r".*(?<![\w:/.*)<])[~/][A-Za-z].*", text)
         assert not [value for value in secret.values() if value in text]
     assert "--reference REFERENCE" in texts[-1] and "deepspeed=DEEPSPEED" in texts[-1]
-    assert "`BASE`, `DEEPSPEED`, `REFERENCE`: what this card does not name, such as a place on the machine" in texts[-1]
+    assert "`BASE`, `DEEPSPEED`, `REFERENCE`: what this card does not name, such as a place" in texts[-1]
 
 
 def test_the_commands_are_calls_that_do_the_same(files, monkeypatch):

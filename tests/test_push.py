@@ -308,6 +308,16 @@ def test_the_clients_own_pushes_find_a_hub(data_dir, tiny_checkpoint, local_hub)
     pushed = type(model).from_pretrained("hospital/model")
     for (name, a), (_, b) in zip(pushed.named_parameters(), model.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+    api = huggingface_hub.HfApi()
+    assert api.whoami()["name"] == "alice"
+    (weights,) = api.get_paths_info("hospital/model", "model.safetensors")
+    assert weights.lfs.size == weights.size > 1_000_000
+    api.delete_folder("data", "hospital/rows", repo_type="dataset")
+    assert not [file for file in api.list_repo_files("hospital/rows", repo_type="dataset") if file.startswith("data/")]
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="Repository Not Found"):
+        api.delete_repo("hospital/model", token="hf_bob")
+    api.delete_repo("hospital/model")
+    assert not api.repo_exists("hospital/model")
 
 
 ELSEWHERE = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"

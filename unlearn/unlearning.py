@@ -163,7 +163,8 @@ def unlearn(
             PackedCollator(processor, cache_bytes=0).check(grouped, quiet=quiet or not is_main_process())
             base.to(processes().device)
             edited = instance.edit(base, processor, grouped)
-            files[ZEROED_CHANNELS] = {name: edited.pop(name) for name in ("channels", "scores")}
+            if zeroed := {name: edited.pop(name) for name in ("channels", "scores") if name in edited}:
+                files[ZEROED_CHANNELS] = zeroed
             info["edit"], trained = edited, Trained(base, [])
         else:
             assert isinstance(instance, GradientMethod) and in_progress

@@ -198,5 +198,6 @@ class EditingMethod(Method):
                 Examples of [`~unlearn.grouping.group_by_image`], with rows to forget and rows to retain.
 
         Returns:
-            `dict[str, Any]`: What was changed: small facts, and by module name lists of `channels` and their `scores`.
+            `dict[str, Any]`: Small facts about what was changed, for `medforget.json`; of zeroed channels also
+            `channels` and `scores`, lists by module name, which get a file of their own.
         """
