@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UserError
+
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|retired)-(?P<pid>\d+)")
 
@@ -25,7 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         `Path`: Where to write it.
+
+    Raises:
+        UserError: As [`check_named`].
     """
+    check_named(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, path.name)
     partial, retired = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("partial", "retired"))
@@ -41,6 +47,16 @@ def replacing(path: Path) -> Iterator[Path]:
             else:
                 retired.rename(path)
         _remove(partial)
+
+
+def check_named(path: Path) -> None:
+    """Refuse `.` and `..`: what is written beside a folder, to take its place, needs its name.
+
+    Raises:
+        UserError: The path ends in neither a file's nor a folder's name.
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: give the folder's name, from the folder above it")
 
 
 def sweep(folder: Path, name: str | None = None) -> None:

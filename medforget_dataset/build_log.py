@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import UserError
@@ -36,10 +37,16 @@ class BuildLog:
         on_error (`str`, *optional*, defaults to `"stop"`): Whether a fault ends the build (`"stop"`) or is passed
             over (`"skip"`).
         path (`Path`, *optional*): File to write; nothing is kept but counts without it.
+        folders (`Iterable[Path]`, *optional*): Folders of this machine. The file, which is published with the data,
+            has only the last part of their paths.
     """
 
-    def __init__(self, on_error: str = "stop", path: Path | None = None):
+    def __init__(self, on_error: str = "stop", path: Path | None = None, folders: Iterable[Path] = ()):
         self.on_error, self.path = on_error, path
+        forms = [(form, folder) for folder in folders for form in (folder.resolve(), folder) if len(form.parts) > 1]
+        names = {str(form): folder.name or folder.resolve().name for form, folder in forms}
+        # A folder before the one that it lies in.
+        self._folders = sorted(names.items(), key=lambda item: len(item[0]), reverse=True)
         self.skipped: Counter[str] = Counter()
         self.noticed: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -70,6 +77,8 @@ class BuildLog:
         (self.skipped if action == "skipped" else self.noticed)[kind] += 1
         self._first.setdefault(kind, f"{file}{f', {row}' if row else ''}: {message}")
         if self.path:
+            for folder, name in self._folders:
+                file, message = file.replace(folder, name), message.replace(folder, name)
             line = {"action": action, "kind": kind, "file": file, "row": row, "message": message}
             with self.path.open("a", encoding="utf-8") as file_:
                 file_.write(json.dumps(line) + "\n")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from .errors import UserError
-from .options import FOLDERS
 from .publishing import Content, Published, Upload, connect, publish
 from .validate import validate
-from .writer import RECORD, read_record
+from .writer import RECORD, read_options, read_record
 
 
 def dataset_upload(folder: Path) -> Upload:
@@ -31,8 +30,8 @@ def dataset_upload(folder: Path) -> Upload:
         more = f" and {len(problems) - 1} more" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}; see `medforget validate {folder}`, and build the dataset again")
     files: dict[str, Content] = {name: folder / name for name in (RECORD, *record["files"])}
-    if places := {name: PurePath(place).name for name in FOLDERS if (place := record["options"].get(name))}:
-        shown = record | {"options": record["options"] | places}
+    if folders := read_options(folder, record).folders():
+        shown = record | {"options": record["options"] | {name: path.name for name, path in folders.items()}}
         files[RECORD] = (json.dumps(shown, indent=2) + "\n").encode()
     return Upload("dataset", files, is_restricted_dataset(folder))
 

@@ -10,6 +10,7 @@ from typing import Any
 from .corpora import corpus_name, get_corpus
 from .errors import UserError
 from .hierarchy import Counts
+from .hub_files import has_hub_form
 from .partition import SELECTIONS
 
 
@@ -143,6 +144,11 @@ class BuildOptions:
         """The options that differ from their defaults, in order."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
+    def folders(self) -> dict[str, Path]:
+        """The folders of this machine that it is built from, by the option that names each."""
+        given = {name: value for name, value in self.changed().items() if is_folder(name, str(value))}
+        return {name: Path(value).expanduser() for name, value in given.items()}
+
 
 def command(options: BuildOptions) -> str:
     """The call that builds the same, with folders of the machine left out.
@@ -160,9 +166,20 @@ def command(options: BuildOptions) -> str:
                 words += ["--sections", str(options.sections), *kinds]
         elif name in changed and name != "section_kinds":
             value = str(changed[name])
-            is_folder = name in FOLDERS or (name == "general_med" and Path(value).expanduser().is_dir())
-            words += [flag(name), name.upper() if is_folder else shlex.quote(value)]
+            words += [flag(name), name.upper() if is_folder(name, value) else shlex.quote(value)]
     return " ".join(words)
+
+
+def is_folder(name: str, value: str) -> bool:
+    """Whether an option names a folder of this machine: `general_med` may also name a Hub id, or the embedded set.
+
+    Example:
+        >>> is_folder("root", "files"), is_folder("general_med", "RadGenome/PMC-VQA")
+        (True, False)
+    """
+    if name == "general_med":
+        return value != "anatomy" and (not has_hub_form(value) or Path(value).expanduser().is_dir())
+    return name in FOLDERS
 
 
 def flag(name: str) -> str:

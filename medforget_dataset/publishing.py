@@ -247,6 +247,8 @@ def connect(
         raise UserError(f"{repo_id}: HF_HUB_OFFLINE is set, so that nothing can be sent; unset it")
     if not (token := token or get_token()):
         raise UserError(f"{repo_id}: no Hub token; run `hf auth login`, or set HF_TOKEN to one that may write")
+    if not token.isascii():
+        raise UserError(f"{repo_id}: the Hub's token has a character that no token has; copy it again")
     return HfApi(token=token)
 
 
@@ -387,6 +389,8 @@ def _telling(repo_id: str) -> Iterator[None]:
             raise UserError(
                 f"{repo_id}: the token may not write there; it needs write access to {organisation}"
             ) from error
+        if status in (409, 412):
+            raise UserError(f"{repo_id}: was changed meanwhile; see what is there, then run the same again") from error
         raise UserError(f"{repo_id}: the Hub answered {_first_line(error)}") from error
     except Exception as error:
         # An upload's failure wraps that of the network, or of a file here.

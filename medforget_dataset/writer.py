@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from .atomic import replacing
 from .benchmark import SPLITS, Benchmark
@@ -72,7 +73,8 @@ def build(
         return out
     with replacing(out) as partial:
         partial.mkdir()
-        log = BuildLog(build_options.on_error, partial / LOG)
+        folders = [*build_options.folders().values(), Path(HF_HUB_CACHE)]
+        log = BuildLog(build_options.on_error, partial / LOG, folders)
         _write(partial, Benchmark(build_options, workers, log, concurrency), record)
     for line in log.summary():
         logger.warning(line)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from medforget_dataset.atomic import replacing, sweep, write_text
+from medforget_dataset.errors import UserError
 
 
 def _folder(path, text):
@@ -88,6 +89,14 @@ if __name__ == "__main__":
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_what_has_no_name_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="give the folder's name"), replacing(Path(path)):
+        pytest.fail("it was begun")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_does_not_outlive_a_killed_parent(tmp_path):

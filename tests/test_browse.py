@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -127,13 +128,16 @@ def test_a_damaged_file_is_named(data_dir, tmp_path):
 
 def test_restricted_is_found_in_the_record_and_in_any_row(data_dir, tmp_path):
     assert not Catalogue(data_dir).is_restricted
-    marked = Catalogue(data_dir)
-    marked.record = marked.record | {"restricted": True}
-    assert marked.is_restricted
-    hidden = Catalogue(data_dir)
-    last = next(reversed(hidden.taught.values()))
-    last["restricted"] = True
-    assert hidden.is_restricted
+    folder = shutil.copytree(data_dir, tmp_path / "medforget")
+    record = json.loads((folder / "build.json").read_text())
+    (folder / "build.json").write_text(json.dumps(record | {"restricted": True}))
+    assert Catalogue(folder).is_restricted
+    (folder / "build.json").write_text(json.dumps(record))
+    file = folder / parquet_path("study_forget_rephrase", "test")
+    table = pq.read_table(file)
+    marks = pa.array([False] * (len(table) - 1) + [True])
+    pq.write_table(table.set_column(table.column_names.index("restricted"), "restricted", marks), file)
+    assert Catalogue(folder).is_restricted
 
 
 @pytest.mark.parametrize(
@@ -267,6 +271,14 @@ def test_a_space_without_the_extra_says_one_line(monkeypatch):
         app.main()
     monkeypatch.setitem(sys.modules, "medforget_dataset.errors", None)
     with pytest.raises(SystemExit, match=r"app.py: needs MedForget and Gradio"):
+        app.main()
+
+
+@pytest.mark.parametrize("settings", ["{", "{}", "[]"])
+def test_damaged_settings_of_a_space_are_told(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "__file__", str(tmp_path / "app.py"))
+    (tmp_path / "space.json").write_text(settings)
+    with pytest.raises(SystemExit, match=r"app\.py: .*space\.json is damaged"):
         app.main()
 
 

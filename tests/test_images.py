@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -193,6 +194,18 @@ def test_a_fault_is_written_to_the_log_by_its_kind(tmp_path):
     log.fault(caught.value)
     (line,) = map(json.loads, (tmp_path / "build-log.jsonl").read_text().splitlines())
     assert (line["action"], line["kind"], line["file"]) == ("skipped", "empty image file", str(tmp_path / "a.png"))
+
+
+def test_the_log_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    (tmp_path / "joe" / "pmc").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "joe")
+    folders = [Path("."), Path("pmc"), Path("../joe/pmc"), Path("/")]
+    log = BuildLog("skip", tmp_path / "build-log.jsonl", folders)
+    for file in (tmp_path / "joe" / "pmc" / "a.png", Path("../joe/pmc/a.png"), Path("pmc/a.png"), "inst01.pat02"):
+        log.notice("odd", file, f"see {file}.")
+    lines = [json.loads(line) for line in (tmp_path / "build-log.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["pmc/a.png"] * 3 + ["inst01.pat02"]
+    assert [line["message"] for line in lines] == ["see pmc/a.png."] * 3 + ["see inst01.pat02."]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3000, 1), (1, 3000), (40, 20), (20, 40), (56, 56), (5, 4)])

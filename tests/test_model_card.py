@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -366,6 +367,12 @@ def test_a_node_counts_as_forgotten_when_nothing_of_it_is_kept(data_dir):
     assert forgotten_counts(grouped, "institution")["nodes"] == 0
 
 
+def test_a_card_does_not_depend_on_how_the_folder_is_named(run, monkeypatch):
+    named = card_files(run / "npo-patient", repo_id=REPO)
+    monkeypatch.chdir(run / "npo-patient")
+    assert card_files(Path("."), repo_id=REPO) == named
+
+
 def test_only_a_runs_report_is_read_and_one_of_another_version_says_so(run, data_dir, tmp_path):
     folder = write_info(tmp_path / "npo-patient", NPO, data_dir)
     (tmp_path / "report.json").write_text("[]")
@@ -378,12 +385,16 @@ def test_only_a_runs_report_is_read_and_one_of_another_version_says_so(run, data
 
 def test_mistakes_are_one_line(run, data_dir, tmp_path):
     other = write_info(tmp_path / "other", NPO, data_dir)
+    listed = write_info(tmp_path / "listed", NPO | {"arguments": ["x"]}, data_dir)
+    uncounted = write_info(tmp_path / "uncounted", NPO | {"forgotten": {"nodes": "x"}}, data_dir)
     damaged = write_info(tmp_path / "damaged", NPO | {"base": [1]}, data_dir)
     for call, words in (
         ({"checkpoint": other, "run": run}, f"--run {run}: {other} does not lie in it"),
         ({"checkpoint": run / "evaluation", "run": run}, "its report has no scores of evaluation"),
         ({"checkpoint": other, "run": tmp_path}, f"{tmp_path}/report.json: missing or damaged"),
-        ({"checkpoint": damaged}, f"{damaged}/medforget.json: base is [1], no text"),
+        ({"checkpoint": damaged}, f"{damaged}/medforget.json: base cannot be [1]"),
+        ({"checkpoint": listed}, f"{listed}/medforget.json: arguments cannot be ['x']"),
+        ({"checkpoint": uncounted}, f"{uncounted}/medforget.json: forgotten cannot be {{'nodes': 'x'}}"),
         ({"checkpoint": other, "base": "vanilla"}, "--base vanilla: give ORG/NAME"),
         ({"checkpoint": other, "dataset": "/data/medforget"}, "--dataset /data/medforget: give ORG/NAME"),
     ):

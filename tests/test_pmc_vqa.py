@@ -19,6 +19,7 @@ import harness_tasks.rows as harness
 from medforget_dataset import UserError, build
 from medforget_dataset.build_log import BuildLog
 from medforget_dataset.general_med.pmc_vqa import FIGURES, cloze, pmc_vqa_rows
+from medforget_dataset.hub import dataset_upload
 from medforget_dataset.questions import BLANK
 from medforget_dataset.questions.phrasings import contains
 from medforget_dataset.validate import validate
@@ -358,6 +359,14 @@ def test_a_build_with_pmc_vqa_is_valid(built):
     assert rows["test"][0]["image"].mode == "RGB" and set(rows["test"]["source"]) == {"pmc-vqa"}
     kinds = [json.loads(line)["kind"] for line in (built / "build-log.jsonl").read_text().splitlines()]
     assert kinds == ["PMC-VQA files"]
+
+
+def test_what_is_published_names_no_folder_of_this_machine(built):
+    files = dataset_upload(built).files
+    assert json.loads(files["build.json"])["options"]["general_med"] == "pmc"
+    for name, content in files.items():
+        text = content if isinstance(content, bytes) else content.read_bytes()
+        assert str(built.parent).encode() not in text, name
 
 
 def test_validate_finds_an_id_that_occurs_twice(built, tmp_path):

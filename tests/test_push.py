@@ -188,6 +188,8 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(data_dir, checkpoint, loca
     assert "not a MedForget checkpoint" in refusal(capsys, "model", data_dir, "hospital/x")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "does not accept the token" in refusal(capsys, "dataset", data_dir, "hospital/medforget")
+    monkeypatch.setenv("HF_TOKEN", "“hf_alice”")
+    assert "has a character that no token has" in refusal(capsys, "dataset", data_dir, "hospital/medforget")
     monkeypatch.delenv("HF_TOKEN")
     assert "no Hub token; run `hf auth login`" in refusal(capsys, "dataset", data_dir, "hospital/medforget")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -225,6 +227,37 @@ def test_other_content_is_replaced_only_when_asked(data_dir, checkpoint, local_h
     weights = checkpoint / "generation_config.json"
     weights.write_text(weights.read_text() + "\n")
     assert "holds something else (generation_config.json)" in refusal(capsys, "model", checkpoint, "hospital/model")
+
+
+def test_a_repository_that_changes_meanwhile_is_told(checkpoint, local_hub, capsys):
+    api = huggingface_hub.HfApi()
+    api.create_repo("hospital/model", private=True)
+
+    def change():
+        local_hub.on_upload = None
+        commits = local_hub.repos["models", "hospital/model"]["commits"]
+        commits.append(commits[-1] | {"sha": "0" * 40})
+
+    local_hub.on_upload = change
+    assert "was changed meanwhile" in refusal(capsys, "model", checkpoint, "hospital/model")
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "adapter_model.safetensors"])
+def test_files_of_weights_that_are_not_the_checkpoints_are_refused(name, checkpoint, local_hub, capsys):
+    shutil.copy(checkpoint / "model.safetensors", checkpoint / name)
+    assert f"{name} is not among its weights (model.safetensors)" in refusal(capsys, "model", checkpoint, "hospital/m")
+
+
+def test_shards_go_up_as_their_index_says(checkpoint, local_hub, capsys, tmp_path):
+    model, _ = load_checkpoint(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    model.save_pretrained(checkpoint, max_shard_size="1MB")
+    shards = sorted(path.name for path in checkpoint.glob("*.safetensors"))
+    push_model(checkpoint, "hospital/shards")
+    files = local_hub.repos["models", "hospital/shards"]["commits"][-1]["files"]
+    assert len(shards) > 2 and sorted(path for path in files if path.endswith(".safetensors")) == shards
+    (checkpoint / "model.safetensors.index.json").unlink()
+    assert f"{shards[0]} is not among its weights" in refusal(capsys, "model", checkpoint, "hospital/shards")
 
 
 def test_a_file_here_that_cannot_be_read_is_not_the_connections_fault(checkpoint, local_hub, capsys, monkeypatch):

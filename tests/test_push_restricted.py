@@ -8,7 +8,8 @@ import pytest
 from push_calls import refusal, said
 
 from medforget_dataset import UserError
-from unlearn.checkpoints import is_restricted, load_checkpoint
+from unlearn.checkpoint_info import is_restricted
+from unlearn.checkpoints import load_checkpoint
 from unlearn.config import UnlearnConfig
 from unlearn.hub import push_model
 from unlearn.trainer import UnlearnTrainer
@@ -125,6 +126,36 @@ def test_a_model_made_with_a_restricted_reference_is_restricted(restricted, data
     )
     with pytest.raises(UserError, match="is restricted"):
         UnlearnTrainer(model, args, grouped, processor)
+    assert not local_hub.repos
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_mark_goes_where_a_trainer_saves(lora, restricted, free, data_dir, tmp_path):
+    """Rows or base are restricted; what `save_model` and `save_pretrained` write says so."""
+    grouped, _ = forget_and_retain(data_dir, "patient")
+    of_patients = grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
+    for name, base, rows in (("rows", free, of_patients), ("base", restricted, grouped), ("free", free, grouped)):
+        model, processor = load_checkpoint(base)
+        args = UnlearnConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, level="patient", use_peft=lora)
+        trainer = UnlearnTrainer(model, args, rows, processor)
+        trainer.save_model(str(tmp_path / f"of-{name}"))
+        trainer.model.save_pretrained(tmp_path / f"of-{name}-by-hand")
+        assert [is_restricted(tmp_path / f"of-{name}{more}") for more in ("", "-by-hand")] == (
+            [False] * 2 if name == "free" else [True, not lora or name == "base"]
+        )
+        (tmp_path / f"of-{name}" / "medforget.json").unlink(missing_ok=True)
+    if not lora:
+        assert is_restricted(tmp_path / "of-rows")  # by the mark in its configuration alone
+
+
+def test_what_a_base_was_is_not_known_when_it_is_gone(restricted, data_dir, free, local_hub, tmp_path):
+    model, processor = load_checkpoint(free)
+    model.name_or_path = str(tmp_path / "gone")
+    assert is_restricted(tmp_path / "gone")
+    chosen = {"push_to_hub": True, "hub_model_id": "hospital/npo", "hub_private_repo": False, "level": "patient"}
+    grouped, _ = forget_and_retain(data_dir, "patient")
+    with pytest.raises(UserError, match="is restricted"):
+        UnlearnTrainer(model, UnlearnConfig(str(tmp_path / "out"), use_cpu=True, **chosen), grouped, processor)
     assert not local_hub.repos
 
 

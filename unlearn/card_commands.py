@@ -90,9 +90,7 @@ def stage_commands(
 
 def _build_command(options: dict[str, Any]) -> str:
     known = {field.name: options[field.name] for field in fields(BuildOptions) if field.name in options}
-    for name in ("endpoint", "endpoint_complies", "general_med"):
-        if known.get(name) and not has_hub_form(known[name]) and (name != "general_med" or _PATH.search(known[name])):
-            known[name] = name.upper()
+    known |= {name: name.upper() for name in ("endpoint", "endpoint_complies") if known.get(name)}
     return f"{command(BuildOptions(**known))} --out medforget"
 
 

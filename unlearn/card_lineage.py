@@ -11,13 +11,15 @@ from medforget_dataset.hub_files import has_hub_form
 from medforget_dataset.writer import read_record
 
 from .card_commands import hub_base
-from .checkpoints import CHECKPOINT_INFO, read_info
+from .checkpoint_info import read_info
+from .checkpoints import CHECKPOINT_INFO
 from .presets import TINY_PRESETS
 from .training import fingerprint
 
 
 # What the stages of a checkpoint are told by.
 _WORDS = ("stage", "base", "base files", "data", "data files", "level", "method", "config", "preset")
+_TABLES = ("arguments", "method_arguments", "forgotten", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def trace(checkpoint: Path) -> Lineage:
     Raises:
         UserError: `medforget.json` of one of them is damaged.
     """
+    checkpoint = checkpoint.resolve()
     info = _read_stage(checkpoint)
     stages, base, is_tiny = _before(checkpoint, info)
     data, files = info.get("data"), info.get("data files")
@@ -72,10 +75,13 @@ def trace(checkpoint: Path) -> Lineage:
 
 def _read_stage(checkpoint: Path) -> dict[str, Any]:
     info = read_info(checkpoint)
-    for name in _WORDS:
-        if not isinstance(info.get(name), str | None):
-            file = checkpoint / CHECKPOINT_INFO
-            raise UserError(f"{file}: {name} is {info[name]!r}, no text; copy or download the checkpoint again")
+    wrong = [name for name in _WORDS if not isinstance(info.get(name), str | None)]
+    wrong += [name for name in _TABLES if not isinstance(info.get(name), dict | None)]
+    if not wrong and not all(isinstance(count, int) for count in (info.get("forgotten") or {}).values()):
+        wrong = ["forgotten"]
+    if wrong:
+        name, file = wrong[0], checkpoint / CHECKPOINT_INFO
+        raise UserError(f"{file}: {name} cannot be {info[name]!r}; copy or download the checkpoint again")
     return info
 
 

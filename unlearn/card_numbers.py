@@ -16,7 +16,7 @@ from medforget_dataset.benchmark import SPLITS
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
-from .checkpoints import read_info
+from .checkpoint_info import read_info
 from .measures.probe import read_probe_info
 from .report.evaluations import ASKED, ATTACK, EVALUATION
 from .report.reading import choose_metrics

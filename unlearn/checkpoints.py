@@ -25,10 +25,11 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from harness_tasks.adapters import ADAPTER_CONFIG, adapter_config
 from medforget_dataset.agreement import says_it_is_free
-from medforget_dataset.atomic import replacing, write_text
+from medforget_dataset.atomic import check_named, replacing, write_text
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub_files import CHECKPOINT_INFO, hub_record, is_hub_id
+from medforget_dataset.hub_files import CHECKPOINT_INFO, is_hub_id
 
+from .checkpoint_info import is_restricted, mark_restricted, read_object
 from .model_card import render_model_card
 
 
@@ -73,6 +74,8 @@ def load_checkpoint(
         model = _load_adapter(path, dtype, attn_implementation)
     else:
         model = _load_model(path, dtype, attn_implementation)
+    if Path(path, CHECKPOINT_INFO).is_file() and is_restricted(path):
+        mark_restricted(model)
     return model.eval(), processor
 
 
@@ -143,7 +146,7 @@ def _check_weights(folder: Path, name: str) -> None:
         raise UserError(f"{folder}: it has no weights ({name}); copy or download them again")
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
-        for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
+        for name in sorted(set(read_object(index).get("weight_map", {}).values())):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: the file of weights {name} is missing; copy or download it again")
     for file in sorted(folder.glob("*.safetensors")):
@@ -277,49 +280,15 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def read_info(path: str | os.PathLike) -> dict[str, Any]:
-    """What a checkpoint's `medforget.json` says; nothing if it has none."""
-    file = Path(path, CHECKPOINT_INFO)
-    return _read_json(file) if file.is_file() else {}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: cut short or damaged ({error}); copy or download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not what a checkpoint has; copy or download the checkpoint again")
-    return content
-
-
-def is_restricted(path: str | os.PathLike | None) -> bool:
-    """
-    Whether a checkpoint derives from restricted data: one of ours does unless it says that it does not.
-
-    Args:
-        path (`str` or `os.PathLike`, *optional*):
-            Folder or Hub id; no checkpoint derives from nothing.
-
-    Raises:
-        UserError: It is on the Hub, and cannot be asked.
-    """
-    if not path:
-        return False
-    if is_hub_id(str(path)):
-        info = hub_record(str(path))
-        return info is not None and not says_it_is_free(info)
-    return Path(path, CHECKPOINT_INFO).is_file() and not says_it_is_free(read_info(path))
-
-
 def check_output(path: str | os.PathLike) -> Path:
     """
     The folder of a checkpoint to be written; asked before the work is done, so that none is lost.
 
     Raises:
-        UserError: If `path` exists and is not a MedForget checkpoint.
+        UserError: If `path` exists and is not a MedForget checkpoint, or has no name.
     """
     path = Path(path)
+    check_named(path)
     is_empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not is_empty and not (path / CHECKPOINT_INFO).is_file():
         raise UserError(f"{path}: holds something else than a MedForget checkpoint; choose another folder")
@@ -371,6 +340,8 @@ def save_checkpoint(
             base = Path(str(config.base_model_name_or_path))
             if base.is_dir():  # which must be found from wherever the adapter is loaded
                 config.base_model_name_or_path = str(base.absolute())
+    if not says_it_is_free(info):
+        mark_restricted(whole)
     with replacing(path) as partial:
         try:
             whole.save_pretrained(partial)

@@ -17,7 +17,8 @@ from medforget_dataset.loading import find_data
 
 from .answers import evaluate_exact_match
 from .batches import RehearsalBatches
-from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
+from .checkpoint_info import is_restricted, read_info
+from .checkpoints import check_checkpoint, load_checkpoint, save_checkpoint
 from .config import FineTuneConfig, make_config
 from .grouping import group_by_image
 from .hub import check_push, push_finished

@@ -8,11 +8,15 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
 from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
 from medforget_dataset.publishing import Content, Published, Upload, check_allowed, connect, publish
 
-from .checkpoints import ADAPTER_CONFIG, CHECKPOINT_INFO, check_checkpoint, read_info
+from .checkpoint_info import read_info
+from .checkpoints import ADAPTER_CONFIG, CHECKPOINT_INFO, check_checkpoint
 from .config import FineTuneConfig
 from .model_card import EVAL_RESULTS, card_files
 
@@ -21,7 +25,7 @@ from .model_card import EVAL_RESULTS, card_files
 _WEIGHTS = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
 _FILES = frozenset(
     (
-        "model.safetensors.index.json",
+        SAFE_WEIGHTS_INDEX_NAME,
         "config.json",
         "generation_config.json",
         ADAPTER_CONFIG,
@@ -106,8 +110,7 @@ def model_upload(
     """
     info = _checked_info(checkpoint)
     check_checkpoint(checkpoint)
-    if not any(_WEIGHTS.fullmatch(file.name) for file in checkpoint.iterdir()):
-        raise UserError(f"{checkpoint}: has no weights as safetensors, and no others are published")
+    _check_weights(checkpoint)
     files: dict[str, Content] = {file.name: file for file in sorted(checkpoint.iterdir()) if _is_part(file.name)}
     files[CHECKPOINT_INFO] = _json(_portable(info) | _on_hub(info, {"base": base, "data": dataset}))
     if ADAPTER_CONFIG in files:
@@ -159,6 +162,25 @@ def push_finished(checkpoint: str | os.PathLike, args: FineTuneConfig | None) ->
         raise UserError(
             f"{error}; {checkpoint} is complete: `medforget push model {checkpoint} {repo_id}` sends it"
         ) from error
+
+
+def _check_weights(checkpoint: Path) -> None:
+    """Refuse other weights than safetensors, and files of weights that are not the checkpoint's."""
+    found = {file.name for file in checkpoint.iterdir() if _WEIGHTS.fullmatch(file.name)}
+    if not found:
+        raise UserError(f"{checkpoint}: has no weights as safetensors, and no others are published")
+    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+    if (checkpoint / ADAPTER_CONFIG).is_file():
+        named = {SAFETENSORS_WEIGHTS_NAME}
+    elif index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        named = {SAFE_WEIGHTS_NAME}
+    if strays := sorted(found - named):
+        raise UserError(
+            f"{checkpoint}: {strays[0]} is not among its weights ({', '.join(sorted(named))}); remove it, or copy the "
+            "checkpoint again"
+        )
 
 
 def left_out(checkpoint: Path) -> list[str]:

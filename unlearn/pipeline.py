@@ -20,7 +20,7 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.processes import available_cores
 from medforget_dataset.training_views import training_views
 
-from .checkpoints import read_info
+from .checkpoint_info import read_info
 from .config import resolve
 from .finetune import finetune
 from .measures.probe import probe_checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,11 +12,13 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import ProcessorMixin
 
+from medforget_dataset.atomic import write_text
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub_files import is_hub_id
+from medforget_dataset.hub_files import CHECKPOINT_INFO, is_hub_id
 from medforget_dataset.publishing import Upload, reserve
 
-from .checkpoints import is_restricted, save_checkpoint
+from .checkpoint_info import is_marked, is_restricted, mark_restricted
+from .checkpoints import save_checkpoint
 from .config import UnlearnConfig
 from .hub import push_model
 from .preconditions import OWNED, OWNED_BY_UNLEARNING
@@ -88,7 +91,7 @@ class PrivateHub(_Trainer):
         self.accelerator.wait_for_everyone()
         if not self.is_world_process_zero():
             return ""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._unwrapped()
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "checkpoint"
             is_adapter = isinstance(model, PeftModel)
@@ -97,6 +100,21 @@ class PrivateHub(_Trainer):
             return push_model(
                 folder, self._repo_id(), public=self._is_public(private), token=token or self.args.hub_token
             ).url
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save the model as TRL does, and with it that it is restricted, if it is.
+
+        Args:
+            output_dir (`str`, *optional*): Folder. Defaults to `args.output_dir`.
+        """
+        if self._has_restricted_rows():
+            mark_restricted(self._unwrapped())
+        super().save_model(output_dir, _internal_call)
+        # Of an adapter no configuration is saved.
+        if is_marked(self._unwrapped()) and self.args.should_save:
+            record = Path(output_dir or str(self.args.output_dir), CHECKPOINT_INFO)
+            write_text(record, json.dumps({"restricted": True}) + "\n")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # A checkpoint to go on from is not what was to be published.
@@ -118,13 +136,18 @@ class PrivateHub(_Trainer):
     def _is_public(self, private: bool | None) -> bool:
         return (self.args.hub_private_repo if private is None else private) is False
 
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
     def _is_restricted(self) -> bool:
-        rows = (row for example in cast(Dataset, self.train_dataset)["rows"] for row in example)
-        base = getattr(self.accelerator.unwrap_model(self.model), "name_or_path", None)
-        return is_restricted(base) or any(row["restricted"] for row in rows)
+        model = self._unwrapped()
+        return is_marked(model) or self._has_restricted_rows() or is_restricted(getattr(model, "name_or_path", None))
+
+    def _has_restricted_rows(self) -> bool:
+        return any(row["restricted"] for rows in cast(Dataset, self.train_dataset)["rows"] for row in rows)
 
     def _info(self) -> dict[str, Any]:
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._unwrapped()
         owned = OWNED | (OWNED_BY_UNLEARNING if isinstance(self.args, UnlearnConfig) else {})
         arguments = {
             field.name: value

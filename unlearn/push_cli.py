@@ -76,7 +76,7 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, of_model: dict) -> int:
-    """What would be sent to an empty repository; the Hub is not asked."""
+    """What would be sent to an empty repository."""
     if args.kind == "dataset":
         upload = dataset_upload(args.folder)
     else:

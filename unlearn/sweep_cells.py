@@ -23,7 +23,8 @@ from medforget_dataset.loading import find_data
 from medforget_dataset.processes import available_cores
 from medforget_dataset.training_views import training_views
 
-from .checkpoints import ADAPTER_CONFIG, read_info
+from .checkpoint_info import read_info
+from .checkpoints import ADAPTER_CONFIG
 from .methods import INITIAL
 from .presets import TINY_PRESETS
 from .stages import RUN_FILE, Run, Stage, read_run

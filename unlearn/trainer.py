@@ -25,7 +25,8 @@ from medforget_dataset.errors import UserError
 from .answers import answer_log_probs, answer_logits, token_log_probs
 from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
 from .callbacks import CompleteCheckpoints, EpochCallback, LastStep, RowsPerSecond
-from .checkpoints import is_restricted, load_checkpoint, load_trained
+from .checkpoint_info import is_restricted
+from .checkpoints import load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .gated_mlp import lean_mlps
 from .grouping import split_by_kind

@@ -20,7 +20,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from medforget_dataset.errors import UserError
 
 from .callbacks import Selectivity, measurements
-from .checkpoints import check_output, load_trained, read_info
+from .checkpoint_info import read_info
+from .checkpoints import check_output, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .memory import is_out_of_memory
 from .processes import is_main_process, processes

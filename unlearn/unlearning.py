@@ -18,7 +18,8 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
 from .answers import score_dataset
-from .checkpoints import check_checkpoint, is_restricted, load_checkpoint, read_info, save_checkpoint
+from .checkpoint_info import is_restricted, read_info
+from .checkpoints import check_checkpoint, load_checkpoint, save_checkpoint
 from .config import UnlearnConfig, make_config, resolve
 from .grouping import group_by_image
 from .hub import check_push, push_finished

@@ -78,7 +78,10 @@ def main() -> None:
         from medforget_dataset.errors import UserError
     except ImportError:
         sys.exit("app.py: needs MedForget and Gradio: pip install 'medforget[app]'")
-    named = json.loads(settings.read_text(encoding="utf-8"))["data"] if settings.is_file() else None
+    try:
+        named = json.loads(settings.read_text(encoding="utf-8"))["data"] if settings.is_file() else None
+    except (ValueError, TypeError, KeyError):
+        sys.exit(f'app.py: {settings} is damaged; it should be {{"data": "ORG/NAME"}}')
     report = folder / SPACE_REPORT
     on_space = bool(os.environ.get(SPACE))
     # Where the Hub looks for the page.

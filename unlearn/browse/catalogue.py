@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from medforget_dataset.benchmark import CONFIGS, SPLITS
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS, TASKS
+from medforget_dataset.hub import is_restricted_dataset
 from medforget_dataset.writer import changed_file, parquet_path, read_record
 
 from ..grouping import image_key
@@ -33,7 +34,6 @@ COLUMNS = (
     "view_angle",
     "view_method",
     "original_question",
-    "restricted",
 )
 GENERAL = "general_med"
 IDENTITY = "identity"
@@ -111,8 +111,7 @@ class Catalogue:
     @cached_property
     def is_restricted(self) -> bool:
         """Whether the build record or any row says that the data is restricted."""
-        rows = (row for config in ("finetune", GENERAL) for row in self.config_rows(config))
-        return bool(self.record["restricted"]) or any(row["restricted"] for row in rows)
+        return is_restricted_dataset(self.folder)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from medforget_dataset.cli import say
@@ -47,7 +48,7 @@ def run_command(args: argparse.Namespace) -> int:
         from .space import write_space
 
         folder = write_space(args.space, args.data, args.results)
-        say(f"{folder}: a Space; upload it with `hf upload ORG/NAME {folder} . --repo-type space`")
+        say(f"{folder}: a Space; upload it with `hf upload ORG/NAME {shlex.quote(str(folder))} . --repo-type space`")
         return 0
     browse(args.data, args.results, host=args.host, port=args.port, share=args.share)
     return 0

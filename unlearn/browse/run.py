@@ -91,7 +91,7 @@ class ReportedRun:
         """What of it is restricted or does not say that it is not: the report, or checkpoints, by path."""
         found = []
         data = self.numbers.get("data")
-        if self.sections and not says_it_is_free(data):
+        if (self.sections or self.numbers) and not says_it_is_free(data):
             found.append(str(self.folder / REPORT))
         for path in self.checkpoints.values():
             if not says_it_is_free(read_json(path / CHECKPOINT_INFO)):

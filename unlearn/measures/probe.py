@@ -21,7 +21,8 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
 from ..answers import score_dataset
-from ..checkpoints import RECORDED_VERSIONS, is_restricted, load_checkpoint, read_info
+from ..checkpoint_info import is_restricted, read_info
+from ..checkpoints import RECORDED_VERSIONS, load_checkpoint
 from ..grouping import GROUPED_FEATURES, group_by_image, image_key
 from ..preconditions import load_rows
 from ..processes import is_main_process, processes

@@ -21,7 +21,8 @@ from medforget_dataset.errors import UserError
 from medforget_dataset.loading import find_data
 
 from ..answers import score_dataset
-from ..checkpoints import check_checkpoint, load_checkpoint, read_info
+from ..checkpoint_info import read_info
+from ..checkpoints import check_checkpoint, load_checkpoint
 from ..config import FineTuneConfig, make_config
 from ..grouping import image_key, split_by_kind
 from ..packing import make_collator

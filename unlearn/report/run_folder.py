@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
-from ..checkpoints import read_info
+from ..checkpoint_info import read_info
 from ..methods import METHODS
 from .dataset import RunData
 
