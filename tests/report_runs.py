@@ -91,7 +91,8 @@ class FinishedRun:
         losses = [{"step": step, "loss": 2 / step, "epoch": 1.0} for step in range(1, 30, 4)]
         if method in self.methods:
             losses = [line | {"forget_loss": 0.1 * line["step"], "retain_loss": 0.3} for line in losses]
-        (self.folder / name / "medforget.json").write_text(json.dumps({"stage": "x", "log": losses}))
+        info = {"stage": "x", "log": losses, "restricted": False}
+        (self.folder / name / "medforget.json").write_text(json.dumps(info))
         self.stages[name] = 60.0
 
     def evaluate(self, name, method, levels, splits=("forget", "retain", "rephrase")):

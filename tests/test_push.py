@@ -256,6 +256,10 @@ def test_shards_go_up_as_their_index_says(checkpoint, local_hub, capsys, tmp_pat
     push_model(checkpoint, "hospital/shards")
     files = local_hub.repos["models", "hospital/shards"]["commits"][-1]["files"]
     assert len(shards) > 2 and sorted(path for path in files if path.endswith(".safetensors")) == shards
+    (checkpoint / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    assert f"{shards[0]} is not among its weights (model.safetensors.index.json)" in refusal(
+        capsys, "model", checkpoint, "hospital/shards"
+    )
     (checkpoint / "model.safetensors.index.json").unlink()
     assert f"{shards[0]} is not among its weights" in refusal(capsys, "model", checkpoint, "hospital/shards")
 

@@ -8,7 +8,7 @@ import pytest
 from push_calls import refusal, said
 
 from medforget_dataset import UserError
-from unlearn.checkpoint_info import is_restricted
+from unlearn.checkpoint_info import is_marked, is_restricted
 from unlearn.checkpoints import load_checkpoint
 from unlearn.config import UnlearnConfig
 from unlearn.hub import push_model
@@ -138,14 +138,67 @@ def test_the_mark_goes_where_a_trainer_saves(lora, restricted, free, data_dir, t
         model, processor = load_checkpoint(base)
         args = UnlearnConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, level="patient", use_peft=lora)
         trainer = UnlearnTrainer(model, args, rows, processor)
-        trainer.save_model(str(tmp_path / f"of-{name}"))
         trainer.model.save_pretrained(tmp_path / f"of-{name}-by-hand")
+        trainer.save_model(str(tmp_path / f"of-{name}"))
         assert [is_restricted(tmp_path / f"of-{name}{more}") for more in ("", "-by-hand")] == (
             [False] * 2 if name == "free" else [True, not lora or name == "base"]
         )
         (tmp_path / f"of-{name}" / "medforget.json").unlink(missing_ok=True)
     if not lora:
         assert is_restricted(tmp_path / "of-rows")  # by the mark in its configuration alone
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_mark_goes_with_a_model_from_trainer_to_trainer(lora, free, data_dir, tmp_path):
+    grouped, _ = forget_and_retain(data_dir, "patient")
+    of_patients = grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
+    options = {"max_steps": 2, "use_cpu": True, "level": "patient", "use_peft": lora}
+    options |= {"save_strategy": "steps", "save_steps": 1}
+    model, processor = load_checkpoint(free)
+    first = UnlearnTrainer(model, UnlearnConfig(str(tmp_path / "first"), **options), of_patients, processor)
+    first.train()
+    options["max_steps"] = 3
+    again, _ = load_checkpoint(free)
+    resumed = UnlearnTrainer(again, UnlearnConfig(str(tmp_path / "resumed"), **options), grouped, processor)
+    assert not is_marked(again)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-1"))
+    trained = first.model.merge_and_unload() if lora else first.model
+    trained.save_pretrained(tmp_path / "mine")
+    assert is_restricted(tmp_path / "mine")
+    next_one = UnlearnTrainer(trained, UnlearnConfig(str(tmp_path / "next"), **options), grouped, processor)
+    for trainer, name in ((resumed, "resumed"), (next_one, "next")):
+        trainer.save_model(str(tmp_path / name))
+        assert is_restricted(tmp_path / name), name
+
+
+def test_a_record_that_contradicts_the_model_is_refused(restricted, free, local_hub, capsys):
+    model, _ = load_checkpoint(restricted)
+    model.save_pretrained(free)
+    assert is_restricted(free)
+    line = refusal(capsys, "model", free, "hospital/free", "--public")
+    assert "config.json says that it is restricted, and medforget.json that it is not" in line
+
+
+def test_a_push_that_fails_leaves_the_mark(free, data_dir, local_hub, tmp_path):
+    grouped, _ = forget_and_retain(data_dir, "patient")
+    of_patients = grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
+    model, processor = load_checkpoint(free)
+    chosen = {"push_to_hub": True, "hub_model_id": "hospital/npo", "use_peft": True, "level": "patient"}
+    args = UnlearnConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, **chosen)
+    trainer = UnlearnTrainer(model, args, of_patients, processor)
+    local_hub.repos["models", "hospital/npo"]["private"] = False
+    with pytest.raises(UserError, match="is public, and what would go there is restricted"):
+        trainer.save_model(str(tmp_path / "saved"))
+    assert is_restricted(tmp_path / "saved")
+
+
+def test_a_configuration_that_cannot_be_read_is_no_leave(restricted, local_hub, monkeypatch):
+    model, processor = load_checkpoint(restricted)
+    model.push_to_hub("hospital/plain", private=True)
+    assert is_restricted("hospital/plain")
+    monkeypatch.setattr("unlearn.checkpoint_info.hub_file", lambda *names: None)
+    with pytest.raises(UserError, match="which may say that it is restricted, cannot be read"):
+        is_restricted("hospital/plain")
 
 
 def test_what_a_base_was_is_not_known_when_it_is_gone(restricted, data_dir, free, local_hub, tmp_path):

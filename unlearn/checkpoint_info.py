@@ -51,8 +51,8 @@ def is_restricted(path: str | os.PathLike | None) -> bool:
     """
     Whether a checkpoint derives from restricted data.
 
-    One of ours does unless it says that it does not. Another does if its configuration has the mark, or it is an
-    adapter of one that does. A folder that is not there may.
+    One of ours does unless its record says that it does not. Any does whose configuration has the mark, and so does
+    an adapter without a record of one that does. A folder that is not there may.
 
     Args:
         path (`str` or `os.PathLike`, *optional*):
@@ -68,19 +68,38 @@ def is_restricted(path: str | os.PathLike | None) -> bool:
     on_hub = is_hub_id(path)
     if not on_hub and not Path(path).is_dir():
         return True
-    has_record = on_hub or Path(path, CHECKPOINT_INFO).is_file()
-    info = hub_record(path) if on_hub else read_info(path) if has_record else None
-    if info is not None:
-        return not says_it_is_free(info)
+    info = hub_record(path) if on_hub else _record(path)
+    if info is not None and not says_it_is_free(info):
+        return True
     if adapter_config(path):
-        base, adapters = base_and_adapters(path)
-        return any(map(is_restricted, (*adapters[1:], base)))
+        return info is None and _has_restricted_base(path)
     config = hub_file(path, CONFIG_NAME) if on_hub else Path(path, CONFIG_NAME)
-    return config is not None and config.is_file() and bool(read_object(config).get(MARK))
+    if config is None:
+        raise UserError(f"{path}: its {CONFIG_NAME}, which may say that it is restricted, cannot be read; connect")
+    return config.is_file() and bool(read_object(config).get(MARK))
+
+
+def has_restricted_record(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint has a `medforget.json`, as far as it can be had now, that does not say that it is free."""
+    file = Path(path, CHECKPOINT_INFO)
+    found = file if file.is_file() else hub_file(str(path), CHECKPOINT_INFO)
+    return found is not None and not says_it_is_free(read_object(found))
+
+
+def _record(path: str) -> dict[str, Any] | None:
+    return read_info(path) if Path(path, CHECKPOINT_INFO).is_file() else None
+
+
+def _has_restricted_base(path: str) -> bool:
+    base, adapters = base_and_adapters(path)
+    try:
+        return any(map(is_restricted, (*adapters[1:], base)))
+    except UserError as error:
+        raise UserError(f"{path}: the model that this adapter belongs to: {error}") from error
 
 
 def mark_restricted(model: PreTrainedModel | PeftModel) -> None:
-    """Have a model say that it derives from restricted data, whoever saves it."""
+    """Have a model say that it derives from restricted data, wherever its configuration is saved."""
     setattr(model.config, MARK, True)
 
 

@@ -29,7 +29,7 @@ from medforget_dataset.atomic import check_named, replacing, write_text
 from medforget_dataset.errors import UserError
 from medforget_dataset.hub_files import CHECKPOINT_INFO, is_hub_id
 
-from .checkpoint_info import is_restricted, mark_restricted, read_object
+from .checkpoint_info import has_restricted_record, mark_restricted, read_object
 from .model_card import render_model_card
 
 
@@ -74,7 +74,7 @@ def load_checkpoint(
         model = _load_adapter(path, dtype, attn_implementation)
     else:
         model = _load_model(path, dtype, attn_implementation)
-    if Path(path, CHECKPOINT_INFO).is_file() and is_restricted(path):
+    if has_restricted_record(path):
         mark_restricted(model)
     return model.eval(), processor
 
@@ -220,6 +220,8 @@ def load_trained(
     if not (path / ADAPTER_CONFIG).is_file():
         return _load_model(str(path), dtype, attn_implementation)
     model, _ = load_checkpoint(_base_of(str(path)), dtype=dtype, attn_implementation=attn_implementation)
+    if has_restricted_record(path):
+        mark_restricted(model)
     return _put_adapter(model, path)
 
 

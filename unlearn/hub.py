@@ -9,13 +9,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
 from medforget_dataset.publishing import Content, Published, Upload, check_allowed, connect, publish
 
-from .checkpoint_info import read_info
+from .checkpoint_info import is_restricted, read_info, read_object
 from .checkpoints import ADAPTER_CONFIG, CHECKPOINT_INFO, check_checkpoint
 from .config import FineTuneConfig
 from .model_card import EVAL_RESULTS, card_files
@@ -106,7 +106,8 @@ def model_upload(
             As in [`push_model`].
 
     Raises:
-        UserError: The folder is not a MedForget checkpoint, cannot be loaded, or has weights that are not safetensors.
+        UserError: The folder is not a MedForget checkpoint, cannot be loaded, has no weights as safetensors, or files
+            of weights that are not its own.
     """
     info = _checked_info(checkpoint)
     check_checkpoint(checkpoint)
@@ -173,13 +174,13 @@ def _check_weights(checkpoint: Path) -> None:
     if (checkpoint / ADAPTER_CONFIG).is_file():
         named = {SAFETENSORS_WEIGHTS_NAME}
     elif index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(read_object(index).get("weight_map", {}).values())
     else:
         named = {SAFE_WEIGHTS_NAME}
     if strays := sorted(found - named):
         raise UserError(
-            f"{checkpoint}: {strays[0]} is not among its weights ({', '.join(sorted(named))}); remove it, or copy the "
-            "checkpoint again"
+            f"{checkpoint}: {strays[0]} is not among its weights ({', '.join(sorted(named)) or index.name}); remove "
+            "it, or copy the checkpoint again"
         )
 
 
@@ -195,7 +196,13 @@ def _is_part(name: str) -> bool:
 def _checked_info(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / CHECKPOINT_INFO).is_file():
         raise UserError(f"{checkpoint}: not a MedForget checkpoint (no readable {CHECKPOINT_INFO})")
-    return read_info(checkpoint)
+    info = read_info(checkpoint)
+    if says_it_is_free(info) and is_restricted(checkpoint):
+        raise UserError(
+            f"{checkpoint}: {CONFIG_NAME} says that it is restricted, and {CHECKPOINT_INFO} that it is not; mend the "
+            "one that is wrong"
+        )
+    return info
 
 
 def _on_hub(info: dict[str, Any], named: dict[str, str | None]) -> dict[str, Any]:

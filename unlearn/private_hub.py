@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -107,14 +108,23 @@ class PrivateHub(_Trainer):
 
         Args:
             output_dir (`str`, *optional*): Folder. Defaults to `args.output_dir`.
+            _internal_call (`bool`, *optional*, defaults to `False`): As in transformers: not pushed as well.
+
+        Raises:
+            UserError: As [`push_to_hub`], where that is asked for.
         """
-        if self._has_restricted_rows():
-            mark_restricted(self._unwrapped())
-        super().save_model(output_dir, _internal_call)
         # Of an adapter no configuration is saved.
         if is_marked(self._unwrapped()) and self.args.should_save:
             record = Path(output_dir or str(self.args.output_dir), CHECKPOINT_INFO)
             write_text(record, json.dumps({"restricted": True}) + "\n")
+        super().save_model(output_dir, _internal_call)
+
+    def mark(self) -> None:
+        """Have whatever is saved of the model say that it is restricted, if that is known."""
+        # A base on the Hub that cannot be asked now is asked before anything is pushed.
+        with suppress(UserError):
+            if self._is_restricted():
+                mark_restricted(self._unwrapped())
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # A checkpoint to go on from is not what was to be published.

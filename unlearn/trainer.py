@@ -6,7 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from medforget_dataset.errors import UserError
 from .answers import answer_log_probs, answer_logits, token_log_probs
 from .batches import Batches, ImageBatches, MixedBatches, SequentialBatches
 from .callbacks import CompleteCheckpoints, EpochCallback, LastStep, RowsPerSecond
-from .checkpoint_info import is_restricted
+from .checkpoint_info import is_restricted, mark_restricted
 from .checkpoints import load_checkpoint, load_trained
 from .config import FineTuneConfig, UnlearnConfig
 from .gated_mlp import lean_mlps
@@ -115,6 +115,7 @@ class FineTuneTrainer(PrivateHub, SFTTrainer):
             peft_config=peft_config,
             callbacks=[EpochCallback(collator, self.batches), *callbacks],
         )
+        self.mark()
         self.model_accepts_loss_kwargs = True
         self.is_sharded = args.sharding is not None
         # The fused head reads the projection's weight itself, past the hooks with which FSDP and ZeRO-3 gather it.
@@ -219,6 +220,9 @@ class FineTuneTrainer(PrivateHub, SFTTrainer):
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with suppress(UserError):  # the base was asked when it was loaded
+            if is_restricted(resume_from_checkpoint):
+                mark_restricted(cast(Any, self.model))
         if self.is_sharded or isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

@@ -104,6 +104,8 @@ def probe_checkpoint(
     """
     folder = find_data(data)
     other = find_data(unseen) if unseen is not None else None
+    # Before the work: it may be that it cannot be told.
+    restricted = is_restricted(checkpoint)
     model, processor = load_checkpoint(checkpoint)
     model.to(processes().device)  # type: ignore[arg-type]
     tables = []
@@ -122,7 +124,7 @@ def probe_checkpoint(
         "format": FORMAT,
         "checkpoint": str(checkpoint),
         "checkpoint_run": read_info(checkpoint).get("run"),
-        "restricted": is_restricted(checkpoint),
+        "restricted": restricted,
         "data": str(folder),
         "data_files": fingerprint(folder),
         "unseen": None if other is None else str(other),

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medforget_dataset.agreement import says_it_is_free
 from medforget_dataset.errors import UserError
 from medforget_dataset.hierarchy import LEVELS
 
@@ -104,10 +105,11 @@ class RunFolder:
 
     @property
     def is_restricted(self) -> bool:
-        """Whether the run's data, or any of its checkpoints, is marked as restricted."""
+        """Whether the run's data is marked as restricted, or any of its checkpoints does not say that it is free."""
         if self.data is not None and self.data.record["restricted"]:
             return True
-        return any(self.info(model.name).get("restricted") for model in self.models)
+        records = [self.info(model.name) for model in self.models]
+        return any(record and not says_it_is_free(record) for record in records)
 
     def file(self, *parts: str) -> str:
         """A path below the folder as records give it."""

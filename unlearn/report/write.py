@@ -114,9 +114,12 @@ def _json(report: Report, context: dict[str, Any]) -> str:
     head = {
         "format": FORMAT,
         "run": run.settings,
-        "data": {key: run.data.record[key] for key in ("options", "restricted", "forgotten_rows")}
-        if run.data
-        else None,
+        "data": run.data
+        and {
+            "options": run.data.record["options"],
+            "restricted": run.is_restricted,
+            "forgotten_rows": run.data.record["forgotten_rows"],
+        },
         "corpus": context["corpus"],
         "versions": context["versions"],
         "cpu_count": context["cores"],
