@@ -44,6 +44,18 @@ def test_a_hub_that_does_not_keep_it_private_gets_no_file(flag, data_dir, local_
 
 
 @pytest.fixture
+def grouped(data_dir):
+    """Free rows to forget and to retain."""
+    return forget_and_retain(data_dir, "patient")[0]
+
+
+@pytest.fixture
+def of_patients(grouped):
+    """The same rows, as if they stood under an agreement."""
+    return grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
+
+
+@pytest.fixture
 def restricted(checkpoint):
     info = checkpoint / "medforget.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"restricted": True}))
@@ -117,8 +129,7 @@ def test_whose_word_it_was_stands_in_the_commit(restricted, local_hub, monkeypat
     assert "J. Doe, agreement 7" in local_hub.repos["models", "hospital/ours"]["commits"][-1]["description"]
 
 
-def test_a_model_made_with_a_restricted_reference_is_restricted(restricted, data_dir, free, local_hub, tmp_path):
-    grouped, _ = forget_and_retain(data_dir, "patient")
+def test_a_model_made_with_a_restricted_reference_is_restricted(restricted, free, local_hub, tmp_path, grouped):
     model, processor = load_checkpoint(free)
     chosen = {"push_to_hub": True, "hub_model_id": "hospital/npo", "hub_private_repo": False, "level": "patient"}
     args = UnlearnConfig(
@@ -130,10 +141,8 @@ def test_a_model_made_with_a_restricted_reference_is_restricted(restricted, data
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_mark_goes_where_a_trainer_saves(lora, restricted, free, data_dir, tmp_path):
+def test_the_mark_goes_where_a_trainer_saves(lora, restricted, free, tmp_path, grouped, of_patients):
     """Rows or base are restricted; what `save_model` and `save_pretrained` write says so."""
-    grouped, _ = forget_and_retain(data_dir, "patient")
-    of_patients = grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
     for name, base, rows in (("rows", free, of_patients), ("base", restricted, grouped), ("free", free, grouped)):
         model, processor = load_checkpoint(base)
         args = UnlearnConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, level="patient", use_peft=lora)
@@ -149,9 +158,7 @@ def test_the_mark_goes_where_a_trainer_saves(lora, restricted, free, data_dir, t
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_mark_goes_with_a_model_from_trainer_to_trainer(lora, free, data_dir, tmp_path):
-    grouped, _ = forget_and_retain(data_dir, "patient")
-    of_patients = grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
+def test_the_mark_goes_with_a_model_from_trainer_to_trainer(lora, free, tmp_path, grouped, of_patients):
     options = {"max_steps": 2, "use_cpu": True, "level": "patient", "use_peft": lora}
     options |= {"save_strategy": "steps", "save_steps": 1}
     model, processor = load_checkpoint(free)
@@ -179,9 +186,7 @@ def test_a_record_that_contradicts_the_model_is_refused(restricted, free, local_
     assert "config.json says that it is restricted, and medforget.json that it is not" in line
 
 
-def test_a_push_that_fails_leaves_the_mark(free, data_dir, local_hub, tmp_path):
-    grouped, _ = forget_and_retain(data_dir, "patient")
-    of_patients = grouped.map(lambda example: {"rows": [row | {"restricted": True} for row in example["rows"]]})
+def test_a_push_that_fails_leaves_the_mark(free, local_hub, tmp_path, of_patients):
     model, processor = load_checkpoint(free)
     chosen = {"push_to_hub": True, "hub_model_id": "hospital/npo", "use_peft": True, "level": "patient"}
     args = UnlearnConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, **chosen)
@@ -201,12 +206,11 @@ def test_a_configuration_that_cannot_be_read_is_no_leave(restricted, local_hub, 
         is_restricted("hospital/plain")
 
 
-def test_what_a_base_was_is_not_known_when_it_is_gone(restricted, data_dir, free, local_hub, tmp_path):
+def test_what_a_base_was_is_not_known_when_it_is_gone(free, local_hub, tmp_path, grouped):
     model, processor = load_checkpoint(free)
     model.name_or_path = str(tmp_path / "gone")
     assert is_restricted(tmp_path / "gone")
     chosen = {"push_to_hub": True, "hub_model_id": "hospital/npo", "hub_private_repo": False, "level": "patient"}
-    grouped, _ = forget_and_retain(data_dir, "patient")
     with pytest.raises(UserError, match="is restricted"):
         UnlearnTrainer(model, UnlearnConfig(str(tmp_path / "out"), use_cpu=True, **chosen), grouped, processor)
     assert not local_hub.repos

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from medforget_dataset.errors import UserError
-from medforget_dataset.hub_files import has_hub_form
+from medforget_dataset.hub_files import CHECKPOINT_INFO, has_hub_form
 from medforget_dataset.writer import read_record
 
 from .card_commands import hub_base
 from .checkpoint_info import read_info
-from .checkpoints import CHECKPOINT_INFO
 from .presets import TINY_PRESETS
 from .training import fingerprint
 

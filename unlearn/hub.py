@@ -26,7 +26,7 @@ _WEIGHTS = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
 _FILES = frozenset(
     (
         SAFE_WEIGHTS_INDEX_NAME,
-        "config.json",
+        CONFIG_NAME,
         "generation_config.json",
         ADAPTER_CONFIG,
         "processor_config.json",
